@@ -1,0 +1,1 @@
+"""Kernel sets: one module per back end, all with the names and signatures of `reference`."""

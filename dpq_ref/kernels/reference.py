@@ -1,0 +1,412 @@
+"""Every primitive in plain NumPy: the definition that the other kernel sets must equal.
+
+Read this file from top to bottom and you have read all the arithmetic of Differentiable Product
+Quantization (Chen, Li, Sun, ICML 2020; "the paper"). Each backward stands right below its forward.
+
+Letters: `b` rows of the batch, `D` groups, `K` codes per group, `s` width of a group, `n` rows of a table,
+`w` width of a row. Arrays are float32 or float64; codes and ids are integers. A shared codebook has 1 in
+place of D in its first axis. Nothing here changes its inputs or keeps state.
+
+Two habits explain the loops:
+
+* Responses add up one coordinate after the other, in order, never through a matrix product. So the response
+  of a row does not depend on the rows beside it, and a code is the same in any batch, bit by bit.
+* Sums over a batch run in float64 and are rounded once.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Integers = NDArray[np.integer]
+
+xp = np
+BLOCK = 1 << 22  # entries of the largest array that a blocked loop makes
+
+
+def check_range(name: str, indices: Integers, size: int) -> None:
+    """Raise IndexError unless all indices lie in [0, size)."""
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        bad = indices.min() if indices.min() < 0 else indices.max()
+        raise IndexError(f"{name} must lie in [0, {size}), got {bad}")
+
+
+# --- Rows of a table ------------------------------------------------------------------------------------
+
+
+def distinct(ids: Integers) -> tuple[Integers, Integers, Integers]:
+    """Distinct ids of a batch, so that a repeated id is computed once.
+
+    Parameters
+    ----------
+    ids : (b,) integers
+
+    Returns
+    -------
+    rows : (u,) sorted distinct ids
+    inverse : (b,) with rows[inverse] == ids
+    counts : (u,) how often each comes
+    """
+    rows, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    return rows, inverse.reshape(ids.shape), counts
+
+
+def gather(table: Array, ids: Integers) -> Array:
+    """Rows of a table: out[i] = table[ids[i]], (n, w), (b,) -> (b, w)."""
+    check_range("ids", ids, len(table))
+    return table[ids]
+
+
+def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
+    """Sum of the rows of each id, the backward of `gather`: out[r] = sum of rows[i] with ids[i] = r.
+
+    Parameters
+    ----------
+    ids : (b,) integers in [0, n_rows)
+    rows : (b, w)
+    n_rows : int
+
+    Returns
+    -------
+    (n_rows, w), added up in the order of the batch
+    """
+    check_range("ids", ids, n_rows)
+    out = np.zeros((n_rows, rows.shape[1]), rows.dtype)
+    np.add.at(out, ids, rows)
+    return out
+
+
+# --- Responses: how well each key answers a query (paper, section 2.1) -----------------------------------
+
+
+def dot_responses(query: Array, keys: Array) -> Array:
+    """Dot products of queries and keys, r[i,j,k] = <q[i,j], K[j,k]> (DPQ-SX).
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+
+    Returns
+    -------
+    (b, D, K)
+    """
+    (b, D, s), K = query.shape, keys.shape[1]
+    responses = np.zeros((b, D, K), query.dtype)
+    for c in range(s):
+        responses += query[:, :, None, c] * keys[None, :, :, c]
+    return responses
+
+
+def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tuple[Array, Array]:
+    """Gradients of `dot_responses`.
+
+    d_q[i,j] = sum_k d_r[i,j,k] K[j,k]; d_K[j,k] = sum_i d_r[i,j,k] q[i,j], summed over j when shared.
+
+    Returns
+    -------
+    d_query : (b, D, s)
+    d_keys : (D or 1, K, s)
+    """
+    d_r = d_responses.swapaxes(0, 1)  # (D, b, K)
+    q = query.swapaxes(0, 1)  # (D, b, s)
+    d_query = np.matmul(d_r, keys).swapaxes(0, 1)
+    d_keys = np.matmul(d_r.swapaxes(1, 2), q)
+    if len(keys) == 1:
+        d_keys = d_keys.sum(axis=0, keepdims=True)
+    return np.ascontiguousarray(d_query), d_keys
+
+
+def euclidean_responses(query: Array, keys: Array) -> Array:
+    """Negative squared distances of queries and keys, r[i,j,k] = -|q[i,j] - K[j,k]|^2 (DPQ-VQ).
+
+    By direct differences: |q|^2 - 2 q.k + |k|^2 loses digits, and with them codes, once data is off centre.
+    It has no backward: DPQ-VQ passes its gradient straight through.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+
+    Returns
+    -------
+    (b, D, K)
+    """
+    (b, D, s), K = query.shape, keys.shape[1]
+    responses = np.zeros((b, D, K), query.dtype)
+    for c in range(s):
+        difference = query[:, :, None, c] - keys[None, :, :, c]
+        responses -= difference * difference
+    return responses
+
+
+# --- Batch norm of the responses (released code of the paper) ---------------------------------------------
+
+
+def batch_norm(responses: Array, counts: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """Batch norm with one mean and one variance per code, pooled over batch and groups; no scale, no shift.
+
+    With N = D * sum(counts): mu[k] = sum_ij counts[i] r[i,j,k] / N, var[k] likewise (biased, two passes), and
+    out[i,j,k] = (r[i,j,k] - mu[k]) / sqrt(var[k] + epsilon).
+
+    Parameters
+    ----------
+    responses : (b, D, K)
+    counts : (b,)
+        How often each row comes in the batch. A row with count 0 (padding) is normalised
+        with statistics that it does not enter. If all are 0: mean 0 and variance 1.
+    epsilon : float
+
+    Returns
+    -------
+    normalized : (b, D, K)
+    mean, variance : (K,)
+    """
+    total = responses.shape[1] * counts.sum(dtype=np.float64)
+    if total == 0:
+        mean = np.zeros(responses.shape[2], responses.dtype)
+        variance = np.ones_like(mean)
+    else:
+        weights = counts.astype(np.float64) / total
+        mean = np.einsum("i,ijk->k", weights, responses).astype(responses.dtype)
+        centred = responses - mean
+        variance = np.einsum("i,ijk,ijk->k", weights, centred, centred).astype(responses.dtype)
+    return batch_norm_apply(responses, mean, variance, epsilon), mean, variance
+
+
+def batch_norm_backward(
+    d_normalized: Array, normalized: Array, variance: Array, counts: Array, epsilon: float
+) -> Array:
+    """Gradient of `batch_norm`, its batch statistics differentiated.
+
+    d_normalized[i] is the sum over the counts[i] tokens of row i, and so is the result:
+    d_r = (d - counts[i] * (m1[k] + out[i,j,k] * m2[k])) / sqrt(var[k] + epsilon),
+    where m1 = sum_ij d / N and m2 = sum_ij d * out / N.
+
+    Parameters
+    ----------
+    d_normalized, normalized : (b, D, K)
+    variance : (K,)
+    counts : (b,)
+    epsilon : float
+
+    Returns
+    -------
+    (b, D, K)
+    """
+    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
+    total = normalized.shape[1] * counts.sum(dtype=np.float64)
+    if total == 0:
+        return d_normalized / deviation
+    m1 = (d_normalized.sum(axis=(0, 1), dtype=np.float64) / total).astype(variance.dtype)
+    product = np.einsum("ijk,ijk->k", d_normalized, normalized, dtype=np.float64)
+    m2 = (product / total).astype(variance.dtype)
+    return (d_normalized - counts[:, None, None] * (m1 + normalized * m2)) / deviation
+
+
+def batch_norm_apply(responses: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+    """Normalise with given statistics: (r[i,j,k] - mean[k]) / sqrt(variance[k] + epsilon)."""
+    return (responses - mean) / np.sqrt(variance + scalar_like(variance, epsilon))
+
+
+def scalar_like(like: Array, value: float) -> np.floating:
+    """Round a Python float to the dtype of an array, so that every kernel set adds the same number."""
+    return like.dtype.type(value)
+
+
+# --- From responses to codes and back ---------------------------------------------------------------------
+
+
+def softmax(logits: Array, temperature: float) -> Array:
+    """Soft assignment p[i,j,k] = exp(x[i,j,k] / tau) / sum_l exp(x[i,j,l] / tau), (b, D, K) -> (b, D, K)."""
+    scaled = (logits - logits.max(axis=2, keepdims=True)) / scalar_like(logits, temperature)
+    exponentials = np.exp(scaled)
+    return exponentials / exponentials.sum(axis=2, keepdims=True)
+
+
+def softmax_backward(d_probabilities: Array, probabilities: Array, temperature: float) -> Array:
+    """Gradient of `softmax`: d_x = p (d_p - sum_l p[l] d_p[l]) / tau, (b, D, K) -> (b, D, K)."""
+    expected = (probabilities * d_probabilities).sum(axis=2, keepdims=True)
+    return probabilities * (d_probabilities - expected) / scalar_like(probabilities, temperature)
+
+
+def argmax_code(responses: Array) -> Integers:
+    """Code with the largest response, (b, D, K) -> (b, D) int32; ties to the smallest k, NaN is largest."""
+    return responses.argmax(axis=2).astype(np.int32)
+
+
+def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
+    """Nearest key of each query, block by block: never more than BLOCK distances at a time.
+
+    This is also the assignment step of k-means, in all groups at once.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+
+    Returns
+    -------
+    codes : (b, D) int32, ties to the smallest k
+    distances : (b, D) squared
+    """
+    b, D, _ = query.shape
+    codes = np.empty((b, D), np.int32)
+    distances = np.empty((b, D), query.dtype)
+    step = max(1, BLOCK // (D * keys.shape[1]))
+    for i in range(0, b, step):
+        responses = euclidean_responses(query[i : i + step], keys)
+        block = argmax_code(responses)
+        codes[i : i + step] = block
+        distances[i : i + step] = -np.take_along_axis(responses, block[:, :, None], axis=2)[:, :, 0]
+    return codes, distances
+
+
+def decode(codes: Integers, values: Array) -> Array:
+    """Values of codes, out[i,j] = V[j, codes[i,j]].
+
+    Parameters
+    ----------
+    codes : (b, D) integers in [0, K)
+    values : (D or 1, K, s)
+
+    Returns
+    -------
+    (b, D, s)
+    """
+    check_range("codes", codes, values.shape[1])
+    groups = np.arange(codes.shape[1]) if len(values) > 1 else 0
+    return values[groups, codes]
+
+
+def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
+    """Sum of the rows of each code, the backward of `decode` and the update step of k-means.
+
+    Parameters
+    ----------
+    codes : (b, D) integers in [0, n_codes)
+    rows : (b, D, s)
+    n_codes : int
+
+    Returns
+    -------
+    (D, K, s): out[j,k] = sum of rows[i,j] with codes[i,j] = k
+    """
+    check_range("codes", codes, n_codes)
+    _, D, s = rows.shape
+    out = np.zeros((D, n_codes, s))
+    np.add.at(out, (np.arange(D), codes), rows)
+    return out.astype(rows.dtype)
+
+
+def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
+    """Weight of each code: out[j,k] = sum of counts[i] with codes[i,j] = k, (b, D), (b,) -> (D, K)."""
+    check_range("codes", codes, n_codes)
+    weights = np.broadcast_to(counts[:, None], codes.shape)
+    return sum_by_code(codes, weights[:, :, None], n_codes)[:, :, 0]
+
+
+# --- Codes as bits ------------------------------------------------------------------------------------------
+
+
+def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
+    """Pack codes into one stream of bits, row after row, with no gap anywhere.
+
+    Code number m (row i, group j, m = i * D + j) takes the bits m * n_bits to (m + 1) * n_bits - 1 of the
+    stream, lowest bit first; bit t of the stream is bit t % 8 of byte t // 8. The last byte is filled with 0.
+
+    Parameters
+    ----------
+    codes : (n, D) integers in [0, 2**n_bits)
+    n_bits : int from 1 to 16
+
+    Returns
+    -------
+    (ceil(n * D * n_bits / 8),) uint8
+    """
+    check_range("codes", codes, 1 << n_bits)
+    flat = codes.ravel().astype(np.uint16)
+    bits = (flat[:, None] >> np.arange(n_bits, dtype=np.uint16)) & 1
+    return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little")
+
+
+def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int) -> Integers:
+    """Codes of some rows, straight from the packed stream.
+
+    Parameters
+    ----------
+    packed : (bytes,) uint8, from `pack_codes`
+    n_bits : int from 1 to 16
+    ids : (b,) integers, the rows wanted
+    n_groups : int
+
+    Returns
+    -------
+    (b, D) int32
+    """
+    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
+    number = ids.astype(np.int64)[:, None] * n_groups + np.arange(n_groups)
+    position = number[:, :, None] * n_bits + np.arange(n_bits)
+    bits = (packed[position >> 3] >> (position & 7).astype(np.uint8)) & 1
+    return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
+
+
+# --- Pooling and the optimizer --------------------------------------------------------------------------------
+
+
+def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
+    """Mean over the kept tokens: out[i] = sum_t mask[i,t] x[i,t] / max(sum_t mask[i,t], 1).
+
+    Parameters
+    ----------
+    vectors : (b, t, w)
+    mask : (b, t) bool
+        A text with no kept token gives zeros.
+
+    Returns
+    -------
+    (b, w)
+    """
+    kept = np.where(mask[:, :, None], vectors, vectors.dtype.type(0))
+    return (kept.sum(axis=1, dtype=np.float64) / np.maximum(mask.sum(axis=1), 1)[:, None]).astype(vectors.dtype)
+
+
+def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
+    """Gradient of `mean_pool`: d_x[i,t] = mask[i,t] d_out[i] / max(length[i], 1), (b, w) -> (b, t, w)."""
+    length = np.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)
+    return mask[:, :, None] * (d_pooled / length[:, None])[:, None, :]
+
+
+def adam(
+    parameter: Array,
+    gradient: Array,
+    first: Array,
+    second: Array,
+    step: int,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> tuple[Array, Array, Array]:
+    """One step of Adam (Kingma, Ba, ICLR 2015, algorithm 1) on all entries of an array.
+
+    m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+    x = x - rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    Parameters
+    ----------
+    parameter, gradient, first, second : (b, w)
+    step : int
+        t, 1 in the first step.
+    learning_rate, beta1, beta2, epsilon : float
+
+    Returns
+    -------
+    parameter, first, second : (b, w)
+    """
+    real = parameter.dtype.type
+    first = real(beta1) * first + real(1 - beta1) * gradient
+    second = real(beta2) * second + real(1 - beta2) * (gradient * gradient)
+    rate = real(learning_rate / (1 - beta1**step))
+    root = np.sqrt(second * real(1 / (1 - beta2**step)))
+    return parameter - rate * first / (root + real(epsilon)), first, second
