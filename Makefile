@@ -1,0 +1,61 @@
+# Every target makes the environment that it needs and runs in it: nothing has to be activated.
+# Kept to what GNU make 3.81 understands.
+
+PYTHON  ?= python3
+PROFILE ?= default
+
+VENV   := .venv
+ORACLE := .venv-oracle
+RUN    := $(VENV)/bin/python -m
+
+comma := ,
+
+.DEFAULT_GOAL := help
+.PHONY: help figures test test-slow check format oracle clean
+
+help:  ## show this list
+	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+figures: $(VENV)/installed  ## run the main comparison and draw it; PROFILE=quick for a short run
+	$(VENV)/bin/dpq-ref compare --profile $(PROFILE) --output figures/results/main
+
+test: $(VENV)/installed  ## the default tests and the doctests
+	$(RUN) pytest
+
+test-slow: $(VENV)/installed  ## the tests marked slow, which take minutes
+	$(RUN) pytest -m slow || [ $$? -eq 5 ]  # 5: no test carries the marker
+
+check: $(VENV)/installed  ## formatting, lint and types, changing nothing
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: $(VENV)/installed  ## format the code and mend what lint can mend
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+oracle: $(ORACLE)/installed  ## compare with PyTorch, in an environment of its own
+	$(ORACLE)/bin/python -m pytest -m oracle
+
+clean:  ## remove the environments, builds and caches; results stay
+	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find dpq_ref baselines figures tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call install,$(VENV),test$(comma)check)
+
+$(ORACLE)/installed: pyproject.toml constraints.txt
+	$(call install,$(ORACLE),test$(comma)oracle)
+
+# $(call install,DIRECTORY,EXTRAS): a half-made environment is mended, or made anew where its pip does not run.
+# The stamp comes last, so an interrupted installation is taken up again. The build uses the pinned setuptools.
+define install
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not: try make PYTHON=python3.13' >&2; exit 1; }
+@echo 'Installing into $(1) (the first time takes a minute) ...'
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(1)
+@$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
+@$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(2)]'
+@touch $@
+endef
