@@ -48,13 +48,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(ORACLE)/installed: pyproject.toml constraints.txt
 	$(call install,$(ORACLE),test$(comma)oracle)
 
-# $(call install,DIRECTORY,EXTRAS): a half-made environment is mended, or made anew where its pip does not run.
-# The stamp comes last, so an interrupted installation is taken up again. The build uses the pinned setuptools.
+# $(call install,DIRECTORY,EXTRAS): interrupted at any point, it is taken up again by the next call. The stamp comes
+# last; an environment whose pip does not run is made anew; a package on which pip did not finish (INSTALLER is nearly
+# the last file that it writes) is forgotten, so that pip installs it again. The build uses the pinned setuptools.
 define install
 @"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not: try make PYTHON=python3.13' >&2; exit 1; }
 @echo 'Installing into $(1) (the first time takes a minute) ...'
-@$(1)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(1)
+@$(1)/bin/pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(1)
+@for d in $(1)/lib/python*/site-packages/*.dist-info; do [ -f "$$d/INSTALLER" ] || rm -rf "$$d"; done
 @$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
 @$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(2)]'
 @touch $@
