@@ -1,0 +1,98 @@
+"""Errors at the door: each names the argument, what it got and what it takes."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def as_ids(ids: Any, vocab_size: int) -> NDArray[np.integer]:
+    """Check ids of rows.
+
+    Parameters
+    ----------
+    ids : array_like of integers, any shape
+    vocab_size : int
+
+    Returns
+    -------
+    ndarray of integers, same shape
+
+    Raises
+    ------
+    TypeError
+        If ids are not integers.
+    IndexError
+        If an id is negative or not below `vocab_size`.
+    """
+    array = np.asarray(ids) if not hasattr(ids, "dtype") else ids
+    if array.size == 0 and not hasattr(ids, "dtype"):
+        array = array.astype(np.int64)  # an empty list says nothing of its dtype
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got dtype {array.dtype}")
+    if array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= vocab_size:
+            raise IndexError(f"ids must lie in [0, {vocab_size}), got {low if low < 0 else high}")
+    return array
+
+
+def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
+    """Check an embedding table: two axes, float32 or float64 (anything else becomes float32), all finite.
+
+    Raises
+    ------
+    TypeError
+        If the entries are not real numbers.
+    ValueError
+        If there are not two axes, no columns, or an entry is NaN or infinite.
+    """
+    array = np.asarray(table)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (rows, dim), got {array.shape}")
+    if array.dtype != np.float64:
+        array = array.astype(np.float32, copy=False)
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        count = int((~np.isfinite(array[bad])).sum())
+        entries = "entry that is" if count == 1 else "entries that are"
+        raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {int(bad.argmax())}")
+    return np.ascontiguousarray(array)
+
+
+def as_real(dtype: Any) -> np.dtype:
+    """Check a dtype to compute in: float32 or float64 (ValueError otherwise; less makes codes unreachable)."""
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype={dtype.name}; it takes float32 or float64")
+    return dtype
+
+
+def positive(name: str, value: Any, least: int = 1) -> int:
+    """Check an integer of at least `least` (TypeError, ValueError)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}={value!r}; it takes an integer")
+    if value < least:
+        raise ValueError(f"{name}={value}; it takes an integer of at least {least}")
+    return int(value)
+
+
+def number_of_codes(n_codes: Any) -> int:
+    """Check K: from 2 to 65,536 (TypeError, ValueError)."""
+    n_codes = positive("n_codes", n_codes, least=2)
+    if n_codes > 1 << 16:
+        raise ValueError(f"n_codes={n_codes}; it takes at most {1 << 16} (16 bits a code)")
+    return n_codes
+
+
+def group_width(dim: int, n_groups: int) -> int:
+    """Width s = dim / n_groups of a group (ValueError that names the nearest divisors)."""
+    if dim % n_groups:
+        divisors = [k for k in range(1, dim + 1) if dim % k == 0]
+        below = [k for k in divisors if k < n_groups][-1:]
+        above = [k for k in divisors if k > n_groups][:1]
+        near = ", ".join(map(str, below + above))
+        raise ValueError(f"n_groups={n_groups} does not divide dim={dim}; divisors near {n_groups}: {near}")
+    return dim // n_groups

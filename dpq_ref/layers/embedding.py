@@ -1,0 +1,538 @@
+"""Embedding layers: the full table, and DPQ in its place (Chen, Li, Sun, ICML 2020, section 2).
+
+Both have the same head `(vocab_size, dim, ...)`, `forward(ids, train)`, `backward(d_output)`, and arrays by name
+in `params` and `grads`. A batch works on its distinct ids: a word that comes a hundred times costs as much
+as one that comes once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dpq_ref import backend as backends
+from dpq_ref import checks, quantize
+from dpq_ref.compressed import Compressed, ProductTable
+from dpq_ref.kernels.reference import Array, Integers
+
+EXPORT_BLOCK = 8192  # rows quantized at a time on export
+
+
+@dataclass(frozen=True)
+class RowSparse:
+    """Gradient of a table that is zero outside some rows.
+
+    Attributes
+    ----------
+    rows : (r,) integers, sorted and distinct
+    values : (r, w)
+    n_rows : int, rows of the table
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> RowSparse(np.array([2]), np.array([[5.0, 6.0]]), 3).to_dense()
+    array([[0., 0.],
+           [0., 0.],
+           [5., 6.]])
+    """
+
+    rows: Integers
+    values: Array
+    n_rows: int
+
+    def to_dense(self) -> Array:
+        """Whole gradient, (n_rows, w)."""
+        dense = np.zeros_like(self.values, shape=(self.n_rows, self.values.shape[1]))
+        dense[self.rows] = self.values
+        return dense
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """How evenly each group uses its codes, over all rows of the table.
+
+    Attributes
+    ----------
+    used : (D,) share of the K codes that at least one row has
+    perplexity : (D,) exp of the entropy of the codes, from 1 (one code only) to K (all equally often)
+    largest : (D,) share of the rows that have the commonest code
+    """
+
+    used: Array
+    perplexity: Array
+    largest: Array
+
+
+def glorot(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """Glorot uniform numbers of limit sqrt(6 / (fan_in + fan_out)), the last axis fan-out, the others fan-in."""
+    limit = np.sqrt(6 / (np.prod(shape[:-1]) + shape[-1]))
+    return rng.uniform(-limit, limit, shape).astype(dtype)
+
+
+class _Lookup:
+    """What both layers share: ids to distinct rows, and the gradient of the output back to them."""
+
+    def __init__(self, vocab_size: int, dim: int, padding_id: int | None, dtype: Any, backend: str | None):
+        self.vocab_size = checks.positive("vocab_size", vocab_size)
+        self.dim = checks.positive("dim", dim)
+        if padding_id is not None:
+            checks.as_ids(np.array(padding_id), vocab_size)
+        self.padding_id = padding_id
+        self.dtype = checks.as_real(dtype)
+        self.kernels = backends.get(backend)
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Any] = {}
+        self._batch: Any = None
+
+    def _distinct(self, ids: Any) -> tuple[Any, Any, Any, tuple[int, ...]]:
+        ids = checks.as_ids(ids, self.vocab_size)
+        rows, inverse, counts = self.kernels.distinct(ids.ravel())
+        return rows, inverse, counts, ids.shape
+
+    def _spread(self, output: Array, inverse: Integers, shape: tuple[int, ...]) -> Array:
+        return self.kernels.gather(output, inverse).reshape(*shape, self.dim)
+
+    def _collect(self, d_output: Any, inverse: Integers, shape: tuple[int, ...], n_rows: int) -> Array:
+        if d_output.shape != (*shape, self.dim):
+            raise ValueError(f"d_output must have the output's shape {(*shape, self.dim)}, got {d_output.shape}")
+        flat = d_output.reshape(-1, self.dim).astype(self.dtype, copy=False)
+        return self.kernels.scatter_add(inverse, flat, n_rows)
+
+    def _last_batch(self) -> Any:
+        if self._batch is None:
+            raise RuntimeError("backward() needs a forward(ids, train=True) before it")
+        return self._batch
+
+
+class FullEmbedding(_Lookup):
+    """Embedding table without compression, initialised Glorot uniform.
+
+    Parameters
+    ----------
+    vocab_size, dim : int
+    padding_id : int, optional
+        Accepted so that the layers are interchangeable; a row like any other here.
+    rng : int or numpy.random.Generator
+    dtype : float32 or float64
+    backend : {"numba", "numpy"}, optional
+
+    Attributes
+    ----------
+    params : {"table": (vocab_size, dim)}
+    grads : {"table": RowSparse}, after `backward`
+
+    Examples
+    --------
+    >>> layer = FullEmbedding(100, 8)
+    >>> layer.forward([[3, 3], [7, 0]]).shape
+    (2, 2, 8)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        padding_id: int | None = None,
+        rng: int | np.random.Generator = 0,
+        dtype: Any = np.float32,
+        backend: str | None = None,
+    ):
+        super().__init__(vocab_size, dim, padding_id, dtype, backend)
+        table = glorot(np.random.default_rng(rng), (vocab_size, dim), self.dtype)
+        self.params = {"table": self.kernels.xp.asarray(table)}
+
+    def forward(self, ids: Any, train: bool = True) -> Array:
+        """Rows of the table.
+
+        Parameters
+        ----------
+        ids : (...,) integers in [0, vocab_size)
+        train : bool
+            Keep what `backward` needs.
+
+        Returns
+        -------
+        (..., dim)
+
+        Raises
+        ------
+        TypeError, IndexError
+            If ids are not integers, or out of range.
+        """
+        ids = checks.as_ids(ids, self.vocab_size)
+        self._batch = ids if train else None
+        return self.kernels.gather(self.params["table"], ids.ravel()).reshape(*ids.shape, self.dim)
+
+    def backward(self, d_output: Array) -> None:
+        """Fill `grads` from the gradient of the output, (..., dim)."""
+        rows, inverse, _, shape = self._distinct(self._last_batch())
+        values = self._collect(d_output, inverse, shape, len(rows))
+        self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
+
+
+class DPQEmbedding(_Lookup):
+    """Embedding that learns K-way D-dimensional codes while the task trains (paper, section 2).
+
+    Parameters
+    ----------
+    vocab_size, dim : int
+    n_groups : int
+        D, the digits of a code. It divides `dim`, unless `additive`.
+    n_codes : int
+        K, the values of a digit, from 2 to 65,536.
+    method : {"sx", "vq"}
+        Softmax with keys and values apart, or nearest key with one codebook for both.
+    shared : bool
+        One codebook for all groups.
+    additive : bool
+        Values as wide as the output; the output is their mean over the groups.
+    query_width : int, optional
+        Width of a query and key, SX only; by default that of a value.
+    batch_norm : bool
+        Batch norm of the responses, as released: the statistics of the batch in training, running ones
+        (momentum 0.99) in evaluation.
+    temperature : float
+        Of the softmax in the backward of SX.
+    codebook_weight, commitment_weight : float
+        Of the codebook loss of VQ; its gradient is part of `backward`.
+    padding_id : int, optional
+        A token that enters neither the batch-norm statistics nor the codebook loss. None: all do.
+    rng : int or numpy.random.Generator
+        Draws the initial parameters and the Gumbel noise.
+    dtype : float32 or float64
+    backend : {"numba", "numpy"}, optional
+    trainable : iterable of {"query", "keys", "values"}, optional
+        Parameters that get gradients; by default all.
+    init : "glorot", float, or (vocab_size, dim) array
+        Glorot uniform; uniform in (-init, init); or a table to start from: its rows become the queries.
+    kmeans : bool
+        Start the codebooks from k-means of the initial queries.
+    gumbel : bool
+        Training draws codes with Gumbel noise, SX only; one draw for each distinct id of a batch.
+    ema_decay : float, optional
+        VQ: the keys follow moving averages of their queries with this decay, in place of a gradient.
+    restart_after : int, optional
+        VQ: a key that no kept token picked in so many batches in a row restarts at a random query.
+
+    Attributes
+    ----------
+    params : dict
+        "query" (vocab_size, D*s), "keys" (D or 1, K, s), and for SX "values" (D or 1, K, s).
+    grads : dict
+        After `backward`: "query" a RowSparse, the others arrays.
+    running_mean, running_variance : (K,)
+        Of the responses, used in evaluation.
+    codebook_loss : float
+        Of the last training batch, weights included (VQ; 0 for SX).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that do not fit together; the message names them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = DPQEmbedding(1000, 12, n_groups=4, n_codes=8)
+    >>> output = layer.forward([[1, 2, 3], [3, 2, 2]])
+    >>> layer.backward(np.ones_like(output))
+    >>> layer.grads["query"].rows
+    array([1, 2, 3])
+    >>> round(layer.export().compression_ratio, 1)  # 12,000 bits of codes, 3,072 of values
+    25.5
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        n_groups: int,
+        n_codes: int,
+        method: str = "sx",
+        shared: bool = False,
+        additive: bool = False,
+        query_width: int | None = None,
+        batch_norm: bool = True,
+        temperature: float = 1.0,
+        codebook_weight: float = 1.0,
+        commitment_weight: float = 0.0,
+        padding_id: int | None = None,
+        rng: int | np.random.Generator = 0,
+        dtype: Any = np.float32,
+        backend: str | None = None,
+        trainable: Iterable[str] | None = None,
+        init: Any = "glorot",
+        kmeans: bool = False,
+        gumbel: bool = False,
+        ema_decay: float | None = None,
+        restart_after: int | None = None,
+    ):
+        super().__init__(vocab_size, dim, padding_id, dtype, backend)
+        self.n_groups = checks.positive("n_groups", n_groups)
+        self.n_codes = checks.number_of_codes(n_codes)
+        width = dim if additive else checks.group_width(dim, n_groups)
+        self.query_width = width if query_width is None else checks.positive("query_width", query_width)
+        names = ("query", "keys", "values") if method == "sx" else ("query", "keys")
+        trainable = frozenset(names if trainable is None else trainable)
+        for holds, message in (
+            (method in ("sx", "vq"), f"method={method!r}; it takes 'sx' or 'vq'"),
+            (temperature > 0, f"temperature={temperature}; it takes a number above 0"),
+            (
+                codebook_weight >= 0 and commitment_weight >= 0,
+                f"codebook_weight={codebook_weight}, commitment_weight={commitment_weight}; both take 0 or more",
+            ),
+            (
+                method == "sx" or self.query_width == width,
+                f"query_width={query_width}: the queries of method='vq' are as wide as its values, {width}",
+            ),
+            (not gumbel or method == "sx", "gumbel=True needs method='sx'"),
+            (ema_decay is None or method == "vq", "ema_decay needs method='vq'"),
+            (
+                ema_decay is None or 0 < ema_decay < 1,
+                f"ema_decay={ema_decay}; it takes a number between 0 and 1",
+            ),
+            (restart_after is None or method == "vq", "restart_after needs method='vq'"),
+            (trainable <= set(names), f"trainable={sorted(trainable)}; method={method!r} has {names}"),
+        ):
+            if not holds:
+                raise ValueError(message)
+        if restart_after is not None:
+            checks.positive("restart_after", restart_after)
+        self.method = method
+        self.shared = shared
+        self.additive = additive
+        self.batch_norm = batch_norm
+        self.temperature = temperature
+        self.codebook_weight = codebook_weight
+        self.commitment_weight = commitment_weight
+        self.trainable = trainable
+        self.gumbel = gumbel
+        self.ema_decay = ema_decay
+        self.restart_after = restart_after
+        self.rng = np.random.default_rng(rng)
+        self.codebook_loss = 0.0
+
+        xp = self.kernels.xp
+        host = self._initial(init, width)
+        self.params = {name: xp.asarray(host[name]) for name in names}
+        if kmeans:
+            self._start_from_kmeans()
+        self.running_mean = xp.zeros(n_codes, self.dtype)
+        self.running_variance = xp.ones(n_codes, self.dtype)
+        books = self.params["keys"].shape[:2]
+        # State of the extras of VQ: moving averages of counts and sums, and for how long a key has been idle.
+        self._average_counts = xp.zeros(books, self.dtype)
+        self._average_sums = xp.zeros_like(self.params["keys"])
+        self._idle = xp.zeros(books, np.int64)
+
+    def _initial(self, init: Any, width: int) -> dict[str, Array]:
+        """Initial parameters on the host."""
+        D, books = self.n_groups, 1 if self.shared else self.n_groups
+        shapes = {
+            "query": (self.vocab_size, D * self.query_width),
+            "keys": (books, self.n_codes, self.query_width),
+            "values": (books, self.n_codes, width),
+        }
+        if isinstance(init, str) and init != "glorot":
+            raise ValueError(f"init={init!r}; it takes 'glorot', a number or a table")
+        if isinstance(init, (int, float)):
+            return {k: self.rng.uniform(-init, init, v).astype(self.dtype) for k, v in shapes.items()}
+        arrays = {
+            "query": glorot(self.rng, shapes["query"], self.dtype),
+            # Fan-in and fan-out of a codebook as released: D' * K and s.
+            "keys": glorot(self.rng, shapes["keys"], self.dtype),
+            "values": glorot(self.rng, shapes["values"], self.dtype),
+        }
+        if not isinstance(init, str):
+            table = checks.as_table(init, "init")
+            if table.shape != (self.vocab_size, self.dim) or self.query_width != width:
+                raise ValueError(
+                    f"init has shape {table.shape}; it takes ({self.vocab_size}, {self.dim}), "
+                    "and query_width at its default"
+                )
+            rows = np.tile(table, (1, D)) if self.additive else table
+            arrays["query"] = rows.astype(self.dtype)
+        return arrays
+
+    def _start_from_kmeans(self) -> None:
+        """Centroids of the queries as keys, and as values where these have the same width."""
+        from dpq_ref.kmeans import KMeans
+
+        query = self.params["query"].reshape(self.vocab_size, self.n_groups, -1)
+        if self.shared:
+            query = query.reshape(-1, 1, self.query_width)
+        fitted = KMeans(self.n_codes, kernels=self.kernels, rng=self.rng).fit(query)
+        self.params["keys"] = fitted.centroids
+        if "values" in self.params and self.params["values"].shape == fitted.centroids.shape:
+            self.params["values"] = fitted.centroids.copy()
+
+    @property
+    def statistics(self) -> quantize.Statistics | None:
+        """Running mean and variance (K,) that evaluation normalises with, or None without batch norm."""
+        return (self.running_mean, self.running_variance) if self.batch_norm else None
+
+    def _query(self, rows: Integers) -> Array:
+        return self.kernels.gather(self.params["query"], rows).reshape(len(rows), self.n_groups, self.query_width)
+
+    def forward(self, ids: Any, train: bool = True) -> Array:
+        """Embed ids.
+
+        Parameters
+        ----------
+        ids : (...,) integers in [0, vocab_size)
+        train : bool
+            True: batch statistics, which also move the running ones, and what `backward` needs is kept.
+            False: running statistics; the output is that of the exported artefact, bit by bit.
+
+        Returns
+        -------
+        (..., dim)
+
+        Raises
+        ------
+        TypeError, IndexError
+            If ids are not integers, or out of range.
+        """
+        rows, inverse, counts, shape = self._distinct(ids)
+        if not train:
+            self._batch = None
+            output = quantize.compose(self.kernels, self._codes(rows), self._values, self.additive)
+            return self._spread(output, inverse, shape)
+        counts = counts.astype(self.dtype)
+        if self.padding_id is not None:
+            counts[rows == self.padding_id] = 0
+        output, tape = self._train_forward(self._query(rows), counts)
+        if tape.statistics is not None:
+            kept, new = self.dtype.type(quantize.MOMENTUM), self.dtype.type(1 - quantize.MOMENTUM)
+            self.running_mean = kept * self.running_mean + new * tape.statistics[0]
+            self.running_variance = kept * self.running_variance + new * tape.statistics[1]
+        self.codebook_loss = tape.loss
+        self._batch = rows, inverse, shape, tape
+        return self._spread(output, inverse, shape)
+
+    def _train_forward(self, query: Array, counts: Array) -> tuple[Array, quantize.Tape]:
+        p = self.params
+        if self.method == "vq":
+            return quantize.vq_forward(
+                self.kernels,
+                query,
+                p["keys"],
+                counts,
+                batch_norm=self.batch_norm,
+                additive=self.additive,
+                codebook_weight=0.0 if self.ema_decay else self.codebook_weight,
+                commitment_weight=self.commitment_weight,
+            )
+        noise = None
+        if self.gumbel:
+            drawn = self.rng.gumbel(size=(len(query), self.n_groups, self.n_codes))
+            noise = self.kernels.xp.asarray(drawn.astype(self.dtype))
+        return quantize.sx_forward(
+            self.kernels,
+            query,
+            p["keys"],
+            p["values"],
+            counts,
+            batch_norm=self.batch_norm,
+            temperature=self.temperature,
+            additive=self.additive,
+            noise=noise,
+        )
+
+    def backward(self, d_output: Array) -> None:
+        """Fill `grads` from the gradient of the output, (..., dim).
+
+        For VQ they include the gradient of the codebook loss. Moving averages and restarts happen here, too.
+
+        Raises
+        ------
+        ValueError
+            If `d_output` does not have the shape of the last output.
+        RuntimeError
+            If the last `forward` was not in training mode.
+        """
+        rows, inverse, shape, tape = self._last_batch()
+        d_rows = self._collect(d_output, inverse, shape, len(rows))
+        step = quantize.sx_backward if self.method == "sx" else quantize.vq_backward
+        d_query, *d_books = step(self.kernels, d_rows, tape)
+        grads = {
+            "query": RowSparse(rows, d_query.reshape(len(rows), -1), self.vocab_size),
+            **dict(zip(("keys", "values"), d_books, strict=False)),
+        }
+        if self.ema_decay is not None:
+            del grads["keys"]
+            self._follow_queries(tape)
+        if self.restart_after is not None:
+            self._restart_idle(tape)
+        self.grads = {name: grads[name] for name in grads if name in self.trainable}
+
+    def _usage(self, tape: quantize.Tape) -> Array:
+        """Kept tokens that picked each code, (D or 1, K)."""
+        return quantize.tie(self.kernels.count_codes(tape.codes, tape.counts, self.n_codes), self.params["keys"])
+
+    def _follow_queries(self, tape: quantize.Tape) -> None:
+        """Moving averages of how many tokens picked a key and of their queries; the key is their quotient."""
+        weighted = tape.counts[:, None, None] * tape.query
+        sums = quantize.tie(self.kernels.sum_by_code(tape.codes, weighted, self.n_codes), self.params["keys"])
+        kept, new = self.dtype.type(self.ema_decay), self.dtype.type(1 - self.ema_decay)
+        self._average_counts = kept * self._average_counts + new * self._usage(tape)
+        self._average_sums = kept * self._average_sums + new * sums
+        seen = self._average_counts > 0
+        self.params["keys"][seen] = self._average_sums[seen] / self._average_counts[seen][:, None]
+
+    def _restart_idle(self, tape: quantize.Tape) -> None:
+        """Move keys that nobody picked for long onto random queries of the batch."""
+        self._idle = np.where(self._usage(tape) > 0, 0, self._idle + 1)
+        kept = np.flatnonzero(backends.to_numpy(tape.counts))
+        for book, code in zip(*np.nonzero(backends.to_numpy(self._idle) >= self.restart_after), strict=True):
+            if len(kept):
+                group = self.rng.integers(self.n_groups) if self.shared else book
+                self.params["keys"][book, code] = tape.query[self.rng.choice(kept), group]
+                self._idle[book, code] = 0
+                self._average_counts[book, code] = 0
+                self._average_sums[book, code] = 0
+
+    @property
+    def _values(self) -> Array:
+        return self.params["values" if self.method == "sx" else "keys"]
+
+    def _codes(self, rows: Integers) -> Integers:
+        return quantize.codes_of(
+            self.kernels, self.method, self._query(rows), self.params["keys"], self.statistics
+        )
+
+    def codes(self, ids: Any) -> Integers:
+        """Codes in evaluation mode.
+
+        Parameters
+        ----------
+        ids : (...,) integers in [0, vocab_size)
+
+        Returns
+        -------
+        (..., D) int32 in [0, K)
+        """
+        rows, inverse, _, shape = self._distinct(ids)
+        return self._codes(rows)[inverse].reshape(*shape, self.n_groups)
+
+    def _all_codes(self) -> Integers:
+        n, step = self.vocab_size, EXPORT_BLOCK
+        blocks = [self.codes(np.arange(i, min(i + step, n))) for i in range(0, n, step)]
+        return np.concatenate([backends.to_numpy(block) for block in blocks])
+
+    def code_usage(self) -> CodeUsage:
+        """Use of the codes by all rows of the table, in evaluation mode, group by group."""
+        codes = self._all_codes()
+        counts = backends.get("numpy").count_codes(codes, np.ones(len(codes)), self.n_codes)
+        share = counts / counts.sum(axis=1, keepdims=True)
+        entropy = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
+        return CodeUsage((counts > 0).mean(axis=1), np.exp(entropy), share.max(axis=1))
+
+    def export(self) -> Compressed:
+        """Artefact with packed codes and values, all that is needed after training (paper, section 2.1)."""
+        values = backends.to_numpy(self._values).copy()
+        return ProductTable.from_codes(self._all_codes(), values, additive=self.additive)

@@ -1,0 +1,286 @@
+r"""Differentiable Product Quantization, forward and backward: section 2 of the paper, as pure functions.
+
+T. Chen, L. Li, Y. Sun, *Differentiable Product Quantization for End-to-End Embedding Compression*, ICML 2020.
+
+A row of the table is cut into D queries. Each query picks one of K keys, its code; the values of the D codes,
+side by side, are the output. Only codes and values are kept after training. Picking is not differentiable:
+
+* **DPQ-SX** has keys and values apart and picks by dot product. Forward takes the picked value; backward
+  pretends that the output was the softmax-weighted mean of all values, so queries and keys learn.
+* **DPQ-VQ** has one codebook for both and picks the nearest key. Backward hands the gradient of the output to
+  the query as it is; the codebook learns from a loss of its own that pulls it towards its queries.
+
+========  ==========================================  ===========================================
+moves     DPQ-SX                                      DPQ-VQ
+========  ==========================================  ===========================================
+query     task loss, through the softmax              task loss as it is; commitment loss
+keys      task loss, through the softmax              codebook loss (or moving averages)
+values    task loss, only the picked rows             are the keys
+========  ==========================================  ===========================================
+
+The rows of a batch are distinct ids; `counts[i]` tells how many tokens row i stands for, 0 for padding, which
+enters neither the batch-norm statistics nor the codebook loss. Upstream gradients arrive summed over those
+tokens. Arrays: query (b, D, s), keys and values (D or 1, K, s), codes (b, D), output (b, D*s).
+
+Batch norm of the responses is that of the released code: one mean and one variance per code, pooled over
+batch and groups. With it the code of DPQ-VQ is not always the nearest key.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dpq_ref.kernels.reference import Array, Integers
+
+EPSILON = 1e-3  # batch norm, as released
+MOMENTUM = 0.99  # of the running statistics, as released
+
+Statistics = tuple[Array, Array]  # mean (K,), variance (K,)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `forward` hands to `backward`: every intermediate array of the batch.
+
+    Attributes
+    ----------
+    codes : (b, D) int32
+    query : (b, D, s_q)
+    keys, values : (D or 1, K, s_q), (D or 1, K, s)
+    counts : (b,) float
+    additive : bool
+    statistics : mean (K,) and variance (K,) of the batch, or None without batch norm or kept tokens
+    normalized : (b, D, K), responses after batch norm (SX)
+    probabilities : (b, D, K) (SX)
+    temperature : float (SX)
+    residual : (b, D, s), picked keys less queries (VQ)
+    loss : float, the codebook loss with its weights (VQ)
+    codebook_weight, commitment_weight : float (VQ)
+    """
+
+    codes: Integers
+    query: Array
+    keys: Array
+    values: Array
+    counts: Array
+    additive: bool
+    statistics: Statistics | None = None
+    normalized: Any = None
+    probabilities: Any = None
+    temperature: float = 1.0
+    residual: Any = None
+    loss: float = 0.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.0
+
+
+def normalize(kernels: Any, responses: Array, counts: Array) -> tuple[Array, Statistics | None]:
+    """Batch norm of a training batch; without one kept token there are no statistics and nothing to do."""
+    if not counts.any():
+        return responses, None
+    normalized, mean, variance = kernels.batch_norm(responses, counts, EPSILON)
+    return normalized, (mean, variance)
+
+
+def codes_of(
+    kernels: Any, method: str, query: Array, keys: Array, statistics: Statistics | None = None
+) -> Integers:
+    """Codes in evaluation: the key with the largest response (paper, sections 2.2 and 2.3).
+
+    Parameters
+    ----------
+    kernels : kernel set
+    method : {"sx", "vq"}
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    statistics : running mean and variance (K,) of the responses, or None for no batch norm
+
+    Returns
+    -------
+    (b, D) int32
+    """
+    if statistics is None and method == "vq":
+        return kernels.nearest_code(query, keys)[0]
+    responses = kernels.dot_responses if method == "sx" else kernels.euclidean_responses
+    scores = responses(query, keys)
+    if statistics is not None:
+        scores = kernels.batch_norm_apply(scores, *statistics, EPSILON)
+    return kernels.argmax_code(scores)
+
+
+def compose(kernels: Any, codes: Integers, values: Array, additive: bool) -> Array:
+    """Output from codes: values side by side, or their mean over the groups when additive, (b, dim)."""
+    picked = kernels.decode(codes, values)
+    return picked.mean(axis=1) if additive else picked.reshape(len(codes), -1)
+
+
+def compose_backward(d_output: Array, n_groups: int, additive: bool) -> Array:
+    """Gradient of the picked values: the slice of each group, or an equal share when additive, (b, D, s)."""
+    if additive:
+        share = d_output[:, None, :] / d_output.dtype.type(n_groups)
+        return np.repeat(share, n_groups, axis=1)
+    return d_output.reshape(len(d_output), n_groups, -1)
+
+
+def sx_forward(
+    kernels: Any,
+    query: Array,
+    keys: Array,
+    values: Array,
+    counts: Array,
+    *,
+    batch_norm: bool = True,
+    temperature: float = 1.0,
+    additive: bool = False,
+    noise: Array | None = None,
+) -> tuple[Array, Tape]:
+    """DPQ-SX in training (paper, section 2.2): output and what the backward needs.
+
+    Parameters
+    ----------
+    kernels : kernel set
+    query : (b, D, s_q)
+    keys : (D or 1, K, s_q)
+    values : (D or 1, K, s)
+    counts : (b,) float
+    batch_norm : bool
+    temperature : float
+    additive : bool
+    noise : (b, D, K) or None
+        Gumbel noise; the code is then a draw from the softmax rather than its maximum.
+
+    Returns
+    -------
+    output : (b, D*s), additive (b, s)
+    tape : Tape
+    """
+    responses = kernels.dot_responses(query, keys)
+    normalized, statistics = normalize(kernels, responses, counts) if batch_norm else (responses, None)
+    logits = normalized if noise is None else normalized + noise
+    codes = kernels.argmax_code(logits)
+    tape = Tape(
+        codes,
+        query,
+        keys,
+        values,
+        counts,
+        additive,
+        statistics=statistics,
+        normalized=normalized,
+        probabilities=kernels.softmax(logits, temperature),
+        temperature=temperature,
+    )
+    return compose(kernels, codes, values, additive), tape
+
+
+def sx_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array, Array]:
+    """Gradients of DPQ-SX: values through the hard codes, queries and keys through the softmax.
+
+    Parameters
+    ----------
+    kernels : kernel set
+    d_output : (b, D*s), additive (b, s)
+    tape : Tape
+
+    Returns
+    -------
+    d_query : (b, D, s_q)
+    d_keys : (D or 1, K, s_q)
+    d_values : (D or 1, K, s)
+    """
+    d_picked = compose_backward(d_output, tape.codes.shape[1], tape.additive)
+    d_values = tie(kernels.sum_by_code(tape.codes, d_picked, tape.values.shape[1]), tape.values)
+    d_probabilities = kernels.dot_responses(d_picked, tape.values)
+    d_responses = kernels.softmax_backward(d_probabilities, tape.probabilities, tape.temperature)
+    if tape.statistics is not None:
+        d_responses = kernels.batch_norm_backward(
+            d_responses, tape.normalized, tape.statistics[1], tape.counts, EPSILON
+        )
+    d_query, d_keys = kernels.dot_responses_backward(d_responses, tape.query, tape.keys)
+    return d_query, d_keys, d_values
+
+
+def vq_forward(
+    kernels: Any,
+    query: Array,
+    keys: Array,
+    counts: Array,
+    *,
+    batch_norm: bool = True,
+    additive: bool = False,
+    codebook_weight: float = 1.0,
+    commitment_weight: float = 0.0,
+) -> tuple[Array, Tape]:
+    """DPQ-VQ in training (paper, section 2.3): output and what the backward needs.
+
+    The codebook loss is (alpha + beta) times the mean of (K_j[c] - q)^2 over the kept tokens, groups and
+    coordinates; alpha moves the keys only, beta the queries only.
+
+    Parameters
+    ----------
+    kernels : kernel set
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    counts : (b,) float
+    batch_norm, additive : bool
+    codebook_weight, commitment_weight : float
+        alpha and beta.
+
+    Returns
+    -------
+    output : (b, D*s), additive (b, s)
+    tape : Tape
+    """
+    if batch_norm:
+        normalized, statistics = normalize(kernels, kernels.euclidean_responses(query, keys), counts)
+        codes = kernels.argmax_code(normalized)
+    else:
+        statistics = None
+        codes, _ = kernels.nearest_code(query, keys)
+    residual = kernels.decode(codes, keys) - query
+    entries = max(float(counts.sum()) * query[0].size, 1.0) if len(query) else 1.0
+    squared = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64)) / entries
+    tape = Tape(
+        codes,
+        query,
+        keys,
+        keys,
+        counts,
+        additive,
+        statistics=statistics,
+        residual=residual,
+        loss=(codebook_weight + commitment_weight) * squared,
+        codebook_weight=codebook_weight,
+        commitment_weight=commitment_weight,
+    )
+    return compose(kernels, codes, keys, additive), tape
+
+
+def vq_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array]:
+    """Gradients of DPQ-VQ, those of the codebook loss among them.
+
+    Parameters
+    ----------
+    kernels : kernel set
+    d_output : (b, D*s), additive (b, s)
+    tape : Tape
+
+    Returns
+    -------
+    d_query : (b, D, s)
+    d_keys : (D or 1, K, s)
+    """
+    real = tape.query.dtype.type
+    entries = max(float(tape.counts.sum()) * tape.residual[0].size, 1.0) if len(tape.query) else 1.0
+    pull = tape.counts[:, None, None] * tape.residual * real(2 / entries)  # of the mean squared residual
+    d_query = compose_backward(d_output, tape.codes.shape[1], tape.additive)
+    if tape.commitment_weight:
+        d_query = d_query - real(tape.commitment_weight) * pull
+    sums = kernels.sum_by_code(tape.codes, pull, tape.keys.shape[1])
+    return d_query, real(tape.codebook_weight) * tie(sums, tape.keys)
+
+
+def tie(per_group: Array, codebook: Array) -> Array:
+    """Sum over the groups that share a codebook: (D, K, s) -> shape of the codebook."""
+    return per_group if len(codebook) > 1 else per_group.sum(axis=0, keepdims=True)
