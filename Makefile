@@ -40,7 +40,7 @@ oracle: $(ORACLE)/installed  ## compare with PyTorch, in an environment of its o
 
 clean:  ## remove the environments, builds and caches; results stay
 	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
-	find dpq_ref baselines figures tests -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(call install,$(VENV),test$(comma)check)
