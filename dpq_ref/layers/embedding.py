@@ -15,6 +15,7 @@ from dpq_ref import backend as backends
 from dpq_ref import checks, quantize
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.layers.initial import glorot
 
 EXPORT_BLOCK = 8192  # rows quantized at a time on export
 
@@ -63,12 +64,6 @@ class CodeUsage:
     used: Array
     perplexity: Array
     largest: Array
-
-
-def glorot(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """Glorot uniform numbers of limit sqrt(6 / (fan_in + fan_out)), the last axis fan-out, the others fan-in."""
-    limit = np.sqrt(6 / (np.prod(shape[:-1]) + shape[-1]))
-    return rng.uniform(-limit, limit, shape).astype(dtype)
 
 
 class _Lookup:

@@ -1,0 +1,122 @@
+"""Optimizers with one interface: made with the parameters, stepped with the gradients, updating in place.
+
+A `RowSparse` gradient touches only its rows, moments included ("lazy" Adam, as in the released code of the
+paper): a word that is not in the batch does not move.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dpq_ref import backend as backends
+from dpq_ref.kernels.reference import Array
+from dpq_ref.layers.embedding import RowSparse
+
+
+class Optimizer:
+    """What all optimizers share: a parameter, its state, and only the rows that have a gradient.
+
+    Parameters
+    ----------
+    params : dict of arrays, updated in place
+    learning_rate : float, may be changed between steps
+    backend : {"numba", "numpy"}, optional
+    """
+
+    initial_state: tuple[float, ...] = ()  # fill value of each array of state
+
+    def __init__(self, params: dict[str, Array], learning_rate: float, *, backend: str | None = None):
+        self.params = params
+        self.learning_rate = learning_rate
+        self.kernels = backends.get(backend)
+        self.steps = 0
+        self.state = {k: [np.full_like(v, fill) for fill in self.initial_state] for k, v in params.items()}
+
+    def step(self, grads: dict[str, Any]) -> None:
+        """Move the parameters.
+
+        Parameters
+        ----------
+        grads : dict of arrays or RowSparse
+            Parameters that have no entry stay as they are.
+
+        Raises
+        ------
+        KeyError
+            For a gradient without a parameter.
+        """
+        self.steps += 1
+        for name, gradient in grads.items():
+            arrays = [_two_axes(array) for array in (self.params[name], *self.state[name])]
+            if isinstance(gradient, RowSparse):
+                rows = [self.kernels.gather(array, gradient.rows) for array in arrays]
+                for array, new in zip(arrays, self._update(gradient.values, *rows), strict=True):
+                    array[gradient.rows] = new
+            else:
+                for array, new in zip(arrays, self._update(_two_axes(gradient), *arrays), strict=True):
+                    array[:] = new
+
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
+        """New parameter and state, (r, w) each."""
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, x = x - rate g.
+
+    Examples
+    --------
+    >>> params = {"x": np.array([1.0, 2.0])}
+    >>> SGD(params, learning_rate=0.5).step({"x": np.array([2.0, 0.0])})
+    >>> params["x"]
+    array([0., 2.])
+    """
+
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
+        return (parameter - parameter.dtype.type(self.learning_rate) * gradient,)
+
+
+class Adagrad(Optimizer):
+    """Adagrad (Duchi, Hazan, Singer, JMLR 2011), a = a + g^2, x = x - rate g / (sqrt(a) + 1e-10)."""
+
+    initial_state = (0.0,)
+
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
+        real = parameter.dtype.type
+        total = state[0] + gradient * gradient
+        return parameter - real(self.learning_rate) * gradient / (np.sqrt(total) + real(1e-10)), total
+
+
+class Adam(Optimizer):
+    """Adam (Kingma, Ba, ICLR 2015), row-sparse where the gradient is.
+
+    Parameters
+    ----------
+    params : dict of arrays, updated in place
+    learning_rate, beta1, beta2, epsilon : float
+    backend : {"numba", "numpy"}, optional
+    """
+
+    initial_state = (0.0, 0.0)
+
+    def __init__(
+        self,
+        params: dict[str, Array],
+        learning_rate: float = 1e-3,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        backend: str | None = None,
+    ):
+        super().__init__(params, learning_rate, backend=backend)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
+        hyper = (self.steps, self.learning_rate, self.beta1, self.beta2, self.epsilon)
+        return self.kernels.adam(parameter, gradient, *state, *hyper)
+
+
+def _two_axes(array: Array) -> Array:
+    """View with two axes."""
+    return array.reshape(len(array), -1)
