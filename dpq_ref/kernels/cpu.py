@@ -1,0 +1,628 @@
+"""The primitives of `reference` for the CPU, as explicit loops compiled by Numba.
+
+Each primitive is two functions. The public one checks shapes and indices at the door, allocates the result and
+calls the private one, which is nothing but the loops. Sizes are run-time arguments and nothing compiles at
+import, so the compiled kernels are found in the cache by the next process.
+
+The result does not depend on the number of threads, bit by bit: every thread owns the rows, the groups or the
+columns that it writes. Where a sum runs over the batch as well, each block of ROWS rows has its own partial
+sum, and the partial sums are added in the order of the batch.
+"""
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import DTypeLike, NDArray
+
+from dpq_ref.kernels.reference import Array, Integers, check_range, distinct, scalar_like, xp
+
+__all__ = ["check_range", "distinct", "scalar_like", "xp"]  # NumPy is already as fast; the rest is below
+
+ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
+COLUMNS = 64  # columns that a thread owns in `scatter_add`
+GROUPS = 8  # groups that a thread owns in sums over the batch
+
+# The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
+_serial = njit(cache=True, nogil=True, error_model="numpy")
+_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+
+
+# --- The door -------------------------------------------------------------------------------------------
+
+
+def _inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
+    """Aligned, in C order, of one dtype and read-only.
+
+    So a kernel compiles once per dtype, memory-mapped tables included, and one that wrote to its input would
+    not compile at all.
+    """
+    views = [np.require(a.astype(dtype, casting="same_kind", copy=False), None, "CA").view() for a in arrays]
+    for view in views:
+        view.flags.writeable = False
+    return views
+
+
+def _check_shape(name: str, array: NDArray, *shape: int) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+
+
+def _check_book(name: str, book: Array, n_groups: int, width: int) -> None:
+    """Raise ValueError unless a codebook fits, be it one per group or shared."""
+    if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
+        raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
+
+
+# --- Rows of a table ------------------------------------------------------------------------------------
+
+
+def gather(table: Array, ids: Integers) -> Array:
+    """As `reference.gather`."""
+    check_range("ids", ids, len(table))
+    _check_shape("ids", ids, ids.size)
+    out = np.empty((ids.size, table.shape[1]), table.dtype)
+    _gather(*_inputs(table.dtype, table), *_inputs(np.int64, ids), out)
+    return out
+
+
+@_parallel
+def _gather(table, ids, out):
+    for i in prange(ids.size):
+        for c in range(table.shape[1]):
+            out[i, c] = table[ids[i], c]
+
+
+def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
+    """As `reference.scatter_add`; every thread owns columns, so repeated ids need neither locks nor a sort."""
+    check_range("ids", ids, n_rows)
+    _check_shape("ids", ids, len(rows))
+    out = np.zeros((n_rows, rows.shape[1]), rows.dtype)
+    _scatter_add(*_inputs(np.int64, ids), *_inputs(rows.dtype, rows), out)
+    return out
+
+
+@_parallel
+def _scatter_add(ids, rows, out):
+    w = rows.shape[1]
+    for block in prange((w + COLUMNS - 1) // COLUMNS):
+        start = block * COLUMNS
+        stop = min(start + COLUMNS, w)
+        for i in range(ids.size):
+            for c in range(start, stop):
+                out[ids[i], c] += rows[i, c]
+
+
+# --- Responses ------------------------------------------------------------------------------------------
+
+
+def dot_responses(query: Array, keys: Array) -> Array:
+    """As `reference.dot_responses`."""
+    b, D, s = query.shape
+    _check_book("keys", keys, D, s)
+    responses = np.empty((b, D, keys.shape[1]), query.dtype)
+    _dot_responses(*_inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
+    return responses
+
+
+@_parallel
+def _dot_responses(query, keys, responses):
+    # keys (D or 1, s, K): the inner loops run along K, contiguous.
+    _, s, K = keys.shape
+    for i in prange(query.shape[0]):
+        for j in range(query.shape[1]):
+            g = min(j, len(keys) - 1)
+            for k in range(K):
+                responses[i, j, k] = 0
+            for c in range(s):
+                x = query[i, j, c]
+                for k in range(K):
+                    responses[i, j, k] += x * keys[g, c, k]
+
+
+def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tuple[Array, Array]:
+    """As `reference.dot_responses_backward`; the sums over the batch are in float64."""
+    b, D, s = query.shape
+    _check_book("keys", keys, D, s)
+    _check_shape("d_responses", d_responses, b, D, keys.shape[1])
+    d_query = np.empty((b, D, s), query.dtype)
+    d_keys = np.zeros((D, s, keys.shape[1]))
+    every_key = np.broadcast_to(keys, (D, *keys.shape[1:])).transpose(2, 1, 0)
+    _dot_responses_backward(*_inputs(query.dtype, d_responses, query, every_key), d_query, d_keys)
+    if len(keys) == 1:
+        d_keys = d_keys.sum(axis=0, keepdims=True)
+    return d_query, d_keys.swapaxes(1, 2).astype(query.dtype, order="C")
+
+
+@_parallel
+def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
+    # keys (s, K, D) and d_keys (D, s, K): the inner loops run along D for d_query and along K for d_keys.
+    b, D, K = d_responses.shape
+    s = query.shape[2]
+    for i in prange(b):
+        d_r = np.empty((K, D), query.dtype)
+        d_q = np.empty(D, query.dtype)
+        for j in range(D):
+            for k in range(K):
+                d_r[k, j] = d_responses[i, j, k]
+        for c in range(s):
+            for j in range(D):
+                d_q[j] = 0
+            for k in range(K):
+                for j in range(D):
+                    d_q[j] += d_r[k, j] * keys[c, k, j]
+            for j in range(D):
+                d_query[i, j, c] = d_q[j]
+    for block in prange((D + GROUPS - 1) // GROUPS):
+        start = block * GROUPS
+        stop = min(start + GROUPS, D)
+        for i in range(b):
+            for j in range(start, stop):
+                for c in range(s):
+                    x = np.float64(query[i, j, c])
+                    for k in range(K):
+                        d_keys[j, c, k] += d_responses[i, j, k] * x
+
+
+def euclidean_responses(query: Array, keys: Array) -> Array:
+    """As `reference.euclidean_responses`."""
+    b, D, s = query.shape
+    _check_book("keys", keys, D, s)
+    responses = np.empty((b, D, keys.shape[1]), query.dtype)
+    _euclidean_responses(*_inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
+    return responses
+
+
+@_parallel
+def _euclidean_responses(query, keys, responses):
+    _, s, K = keys.shape
+    for i in prange(query.shape[0]):
+        for j in range(query.shape[1]):
+            g = min(j, len(keys) - 1)
+            for k in range(K):
+                responses[i, j, k] = 0
+            for c in range(s):
+                x = query[i, j, c]
+                for k in range(K):
+                    difference = x - keys[g, c, k]
+                    responses[i, j, k] -= difference * difference
+
+
+# --- Batch norm -----------------------------------------------------------------------------------------
+
+
+def batch_norm(responses: Array, counts: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """As `reference.batch_norm`."""
+    b, D, K = responses.shape
+    _check_shape("counts", counts, b)
+    mean = np.zeros(K, responses.dtype)
+    variance = np.ones_like(mean)
+    total = D * counts.sum(dtype=np.float64)
+    if total != 0:
+        (r,), (weights,) = _inputs(responses.dtype, responses), _inputs(np.float64, counts / total)
+        partial = np.empty((-(-b // ROWS), K))
+        _moments(r, weights, *_inputs(mean.dtype, mean), False, partial)
+        mean = partial.sum(axis=0).astype(mean.dtype)
+        _moments(r, weights, *_inputs(mean.dtype, mean), True, partial)
+        variance = partial.sum(axis=0).astype(mean.dtype)
+    return batch_norm_apply(responses, mean, variance, epsilon), mean, variance
+
+
+@_parallel
+def _moments(responses, weights, centre, squared, partial):
+    # partial[block, k] = sum of weights[i] (r[i,j,k] - centre[k]), or of its square, over a block of rows
+    b, D, K = responses.shape
+    for block in prange(len(partial)):
+        row = np.empty(K)
+        for k in range(K):
+            partial[block, k] = 0
+        for i in range(block * ROWS, min((block + 1) * ROWS, b)):
+            for k in range(K):
+                row[k] = 0
+            for j in range(D):
+                if squared:
+                    for k in range(K):
+                        x = np.float64(responses[i, j, k] - centre[k])
+                        row[k] += x * x
+                else:
+                    for k in range(K):
+                        row[k] += responses[i, j, k] - centre[k]
+            for k in range(K):
+                partial[block, k] += weights[i] * row[k]
+
+
+def batch_norm_backward(
+    d_normalized: Array, normalized: Array, variance: Array, counts: Array, epsilon: float
+) -> Array:
+    """As `reference.batch_norm_backward`."""
+    b, D, K = normalized.shape
+    _check_shape("d_normalized", d_normalized, b, D, K)
+    _check_shape("variance", variance, K)
+    _check_shape("counts", counts, b)
+    total = D * counts.sum(dtype=np.float64)
+    d, out, weights = _inputs(normalized.dtype, d_normalized, normalized, counts)
+    means = np.zeros((2, K))
+    if total != 0:
+        partial = np.empty((-(-b // ROWS), 2, K))
+        _sums_with(d, out, partial)
+        means = partial.sum(axis=0) / total
+    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
+    d_responses = np.empty_like(out)
+    _batch_norm_backward(d, out, weights, *_inputs(out.dtype, means, deviation), d_responses)
+    return d_responses
+
+
+@_parallel
+def _sums_with(d, out, partial):
+    # partial[block] = sums of d and of d * out over a block of rows
+    b, D, K = d.shape
+    for block in prange(len(partial)):
+        for k in range(K):
+            partial[block, 0, k] = 0
+            partial[block, 1, k] = 0
+        for i in range(block * ROWS, min((block + 1) * ROWS, b)):
+            for j in range(D):
+                for k in range(K):
+                    x = np.float64(d[i, j, k])
+                    partial[block, 0, k] += x
+                    partial[block, 1, k] += x * out[i, j, k]
+
+
+@_parallel
+def _batch_norm_backward(d, out, counts, means, deviation, d_responses):
+    b, D, K = d.shape
+    for i in prange(b):
+        for j in range(D):
+            for k in range(K):
+                through = counts[i] * (means[0, k] + out[i, j, k] * means[1, k])
+                d_responses[i, j, k] = (d[i, j, k] - through) / deviation[k]
+
+
+def batch_norm_apply(responses: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+    """As `reference.batch_norm_apply`."""
+    b, D, K = responses.shape
+    _check_shape("mean", mean, K)
+    _check_shape("variance", variance, K)
+    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
+    normalized = np.empty((b, D, K), responses.dtype)
+    _batch_norm_apply(*_inputs(responses.dtype, responses, mean, deviation), normalized)
+    return normalized
+
+
+@_parallel
+def _batch_norm_apply(responses, mean, deviation, normalized):
+    b, D, K = responses.shape
+    for i in prange(b):
+        for j in range(D):
+            for k in range(K):
+                normalized[i, j, k] = (responses[i, j, k] - mean[k]) / deviation[k]
+
+
+# --- From responses to codes and back -------------------------------------------------------------------
+
+
+def softmax(logits: Array, temperature: float) -> Array:
+    """As `reference.softmax`."""
+    probabilities = np.empty(logits.shape, logits.dtype)
+    _softmax(*_inputs(logits.dtype, logits), 1 / temperature, probabilities)
+    return probabilities
+
+
+@_serial
+def _exp(x):
+    """exp(x) for x <= 0 in arithmetic that LLVM vectorises, which it does not do with calls of exp.
+
+    With x = n ln 2 + r and |r| <= ln(2) / 2, exp(x) = 2^n exp(r), and exp(r) is its Taylor polynomial:
+    relative error 1e-14.
+    """
+    shifted = x * 1.4426950408889634 + 6755399441055744.0  # + 1.5 * 2^52: rounds, with n in the lowest bits
+    n = shifted - 6755399441055744.0
+    r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10  # ln 2 in two parts: n ln 2 is exact
+    p = 1 / 39916800
+    p = p * r + 1 / 3628800
+    p = p * r + 1 / 362880
+    p = p * r + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 0.5
+    p = p * r + 1
+    p = p * r + 1
+    power = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)  # 2^n
+    return 0.0 if x < -708.0 else p * power
+
+
+@_parallel
+def _softmax(logits, rate, probabilities):
+    b, D, K = logits.shape
+    for i in prange(b):
+        for j in range(D):
+            largest = logits[i, j, 0]
+            for k in range(1, K):
+                x = logits[i, j, k]
+                largest = largest if largest >= x else x
+            for k in range(K):
+                probabilities[i, j, k] = _exp(np.float64(logits[i, j, k] - largest) * rate)
+            total = 0.0
+            for k in range(K):
+                total += probabilities[i, j, k]
+            scale = logits.dtype.type(1 / total)
+            for k in range(K):
+                probabilities[i, j, k] *= scale
+
+
+def softmax_backward(d_probabilities: Array, probabilities: Array, temperature: float) -> Array:
+    """As `reference.softmax_backward`."""
+    _check_shape("d_probabilities", d_probabilities, *probabilities.shape)
+    d_logits = np.empty(probabilities.shape, probabilities.dtype)
+    d, p = _inputs(probabilities.dtype, d_probabilities, probabilities)
+    _softmax_backward(d, p, scalar_like(p, temperature), d_logits)
+    return d_logits
+
+
+@_parallel
+def _softmax_backward(d, p, temperature, d_logits):
+    b, D, K = p.shape
+    for i in prange(b):
+        for j in range(D):
+            expected = p.dtype.type(0)
+            for k in range(K):
+                expected += p[i, j, k] * d[i, j, k]
+            for k in range(K):
+                d_logits[i, j, k] = p[i, j, k] * (d[i, j, k] - expected) / temperature
+
+
+def argmax_code(responses: Array) -> Integers:
+    """As `reference.argmax_code`; the inner loop runs along the groups, where nothing is carried over."""
+    codes = np.zeros(responses.shape[:2], np.int32)
+    _argmax_code(*_inputs(responses.dtype, responses), codes)
+    return codes
+
+
+@_parallel
+def _argmax_code(responses, codes):
+    b, D, K = responses.shape
+    for i in prange(b):
+        r = np.empty((K, D), responses.dtype)
+        for j in range(D):
+            for k in range(K):
+                r[k, j] = responses[i, j, k]
+        best = np.full(D, -np.inf, responses.dtype)
+        for k in range(K):
+            for j in range(D):
+                larger = not r[k, j] <= best[j] and best[j] == best[j]  # the first NaN wins
+                best[j] = r[k, j] if larger else best[j]
+                codes[i, j] = k if larger else codes[i, j]
+
+
+def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
+    """As `reference.nearest_code`, ROWS rows of one group at a time, so that the loops run along the rows."""
+    b, D, s = query.shape
+    _check_book("keys", keys, D, s)
+    codes = np.empty((b, D), np.int32)
+    distances = np.empty((b, D), query.dtype)
+    _nearest_code(*_inputs(query.dtype, query, keys), codes, distances)
+    return codes, distances
+
+
+@_parallel
+def _nearest_code(query, keys, codes, distances):
+    b, D, s = query.shape
+    K = keys.shape[1]
+    for block in prange((b + ROWS - 1) // ROWS):
+        start = block * ROWS
+        n = min(ROWS, b - start)
+        q = np.empty((s, ROWS), query.dtype)
+        distance = np.empty(ROWS, query.dtype)
+        best = np.empty(ROWS, query.dtype)
+        code = np.empty(ROWS, np.int32)
+        for j in range(D):
+            g = min(j, len(keys) - 1)
+            for i in range(n):
+                for c in range(s):
+                    q[c, i] = query[start + i, j, c]
+                best[i] = np.inf
+                code[i] = 0
+            for k in range(K):
+                for i in range(n):
+                    distance[i] = 0
+                for c in range(s):
+                    x = keys[g, k, c]
+                    for i in range(n):
+                        difference = q[c, i] - x
+                        distance[i] += difference * difference
+                for i in range(n):
+                    nearer = not distance[i] >= best[i] and best[i] == best[i]  # a NaN wins, the first one
+                    best[i] = distance[i] if nearer else best[i]
+                    code[i] = k if nearer else code[i]
+            for i in range(n):
+                codes[start + i, j] = code[i]
+                distances[start + i, j] = best[i]
+
+
+def decode(codes: Integers, values: Array) -> Array:
+    """As `reference.decode`."""
+    b, D = codes.shape
+    s = values.shape[2]
+    _check_book("values", values, D, s)
+    check_range("codes", codes, values.shape[1])
+    out = np.empty((b, D, s), values.dtype)
+    _decode(*_inputs(np.int32, codes), *_inputs(values.dtype, values), out)
+    return out
+
+
+@_parallel
+def _decode(codes, values, out):
+    b, D = codes.shape
+    for i in prange(b):
+        for j in range(D):
+            g = min(j, len(values) - 1)
+            for c in range(values.shape[2]):
+                out[i, j, c] = values[g, codes[i, j], c]
+
+
+def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
+    """As `reference.sum_by_code`."""
+    b, D, s = rows.shape
+    _check_shape("codes", codes, b, D)
+    check_range("codes", codes, n_codes)
+    out = np.zeros((D, n_codes, s))
+    _sum_by_code(*_inputs(np.int32, codes), *_inputs(rows.dtype, rows), out)
+    return out.astype(rows.dtype)
+
+
+@_parallel
+def _sum_by_code(codes, rows, out):
+    b, D, s = rows.shape
+    for block in prange((D + GROUPS - 1) // GROUPS):
+        start = block * GROUPS
+        stop = min(start + GROUPS, D)
+        for i in range(b):
+            for j in range(start, stop):
+                for c in range(s):
+                    out[j, codes[i, j], c] += rows[i, j, c]
+
+
+def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
+    """As `reference.count_codes`."""
+    b, D = codes.shape
+    _check_shape("counts", counts, b)
+    check_range("codes", codes, n_codes)
+    out = np.zeros((D, n_codes))
+    _count_codes(*_inputs(np.int32, codes), *_inputs(np.float64, counts), out)
+    return out.astype(counts.dtype)
+
+
+@_serial
+def _count_codes(codes, counts, out):
+    b, D = codes.shape
+    for i in range(b):
+        for j in range(D):
+            out[j, codes[i, j]] += counts[i]
+
+
+# --- Codes as bits --------------------------------------------------------------------------------------
+
+
+def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
+    """As `reference.pack_codes`."""
+    check_range("codes", codes, 1 << n_bits)
+    packed = np.empty(-(-codes.size * n_bits // 8), np.uint8)
+    _pack_codes(*_inputs(np.int32, codes.reshape(-1)), n_bits, packed)
+    return packed
+
+
+@_serial
+def _pack_codes(codes, n_bits, packed):
+    waiting = 0  # bits not yet written, the oldest lowest
+    n_waiting = 0
+    byte = 0
+    for m in range(codes.size):
+        waiting |= codes[m] << n_waiting
+        n_waiting += n_bits
+        while n_waiting >= 8:
+            packed[byte] = waiting & 255
+            byte += 1
+            waiting >>= 8
+            n_waiting -= 8
+    if n_waiting:
+        packed[byte] = waiting
+
+
+def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int) -> Integers:
+    """As `reference.unpack_codes`."""
+    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
+    _check_shape("ids", ids, ids.size)
+    codes = np.empty((ids.size, n_groups), np.int32)
+    _unpack_codes(*_inputs(np.uint8, packed), n_bits, *_inputs(np.int64, ids), codes)
+    return codes
+
+
+@_serial
+def _unpack_codes(packed, n_bits, ids, codes):
+    mask = (1 << n_bits) - 1
+    for i in range(ids.size):
+        for j in range(codes.shape[1]):
+            bit = (ids[i] * codes.shape[1] + j) * n_bits
+            window = 0
+            for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
+                window |= packed[byte] << (8 * (byte - (bit >> 3)))
+            codes[i, j] = (window >> (bit & 7)) & mask
+
+
+# --- Pooling and the optimizer --------------------------------------------------------------------------
+
+
+def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
+    """As `reference.mean_pool`."""
+    b, t, w = vectors.shape
+    _check_shape("mask", mask, b, t)
+    pooled = np.empty((b, w), vectors.dtype)
+    _mean_pool(*_inputs(vectors.dtype, vectors), *_inputs(np.bool_, mask), pooled)
+    return pooled
+
+
+@_parallel
+def _mean_pool(vectors, mask, pooled):
+    b, t, w = vectors.shape
+    for i in prange(b):
+        total = np.zeros(w)
+        length = 0
+        for u in range(t):
+            if mask[i, u]:
+                length += 1
+                for c in range(w):
+                    total[c] += vectors[i, u, c]
+        for c in range(w):
+            pooled[i, c] = total[c] / max(length, 1)
+
+
+def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
+    """As `reference.mean_pool_backward`."""
+    b, t = mask.shape
+    _check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
+    length = np.maximum(mask.sum(axis=1), 1)
+    d_vectors = np.empty((b, t, d_pooled.shape[1]), d_pooled.dtype)
+    _mean_pool_backward(*_inputs(d_pooled.dtype, d_pooled, length), *_inputs(np.bool_, mask), d_vectors)
+    return d_vectors
+
+
+@_parallel
+def _mean_pool_backward(d_pooled, length, mask, d_vectors):
+    b, t, w = d_vectors.shape
+    for i in prange(b):
+        for u in range(t):
+            for c in range(w):
+                d_vectors[i, u, c] = mask[i, u] * (d_pooled[i, c] / length[i])
+
+
+def adam(
+    parameter: Array,
+    gradient: Array,
+    first: Array,
+    second: Array,
+    step: int,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> tuple[Array, Array, Array]:
+    """As `reference.adam`."""
+    for name, array in (("gradient", gradient), ("first", first), ("second", second)):
+        _check_shape(name, array, *parameter.shape)
+    real = parameter.dtype.type
+    new = np.empty((3, *parameter.shape), parameter.dtype)
+    flat = [a.reshape(-1) for a in _inputs(parameter.dtype, parameter, gradient, first, second)]
+    rates = learning_rate / (1 - beta1**step), beta1, 1 - beta1, beta2, 1 - beta2, 1 / (1 - beta2**step), epsilon
+    _adam(*flat, *map(real, rates), new.reshape(3, -1))
+    return new[0], new[1], new[2]
+
+
+@_parallel
+def _adam(parameter, gradient, first, second, rate, beta1, rest1, beta2, rest2, unbias, epsilon, new):
+    for i in prange(parameter.size):
+        m = beta1 * first[i] + rest1 * gradient[i]
+        v = beta2 * second[i] + rest2 * (gradient[i] * gradient[i])
+        new[0, i] = parameter[i] - rate * m / (np.sqrt(v * unbias) + epsilon)
+        new[1, i] = m
+        new[2, i] = v
