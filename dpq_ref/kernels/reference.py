@@ -201,7 +201,8 @@ def batch_norm_backward(
     m1 = (d_normalized.sum(axis=(0, 1), dtype=np.float64) / total).astype(variance.dtype)
     product = np.einsum("ijk,ijk->k", d_normalized, normalized, dtype=np.float64)
     m2 = (product / total).astype(variance.dtype)
-    return (d_normalized - counts[:, None, None] * (m1 + normalized * m2)) / deviation
+    weights = counts.astype(variance.dtype)[:, None, None]
+    return (d_normalized - weights * (m1 + normalized * m2)) / deviation
 
 
 def batch_norm_apply(responses: Array, mean: Array, variance: Array, epsilon: float) -> Array:
