@@ -1,8 +1,8 @@
 """Embedding layers: the full table, and DPQ in its place (Chen, Li, Sun, ICML 2020, section 2).
 
-Both have the same head `(vocab_size, dim, ...)`, `forward(ids, train)`, `backward(d_output)`, and arrays by name
-in `params` and `grads`. A batch works on its distinct ids: a word that comes a hundred times costs as much
-as one that comes once.
+Both have the same head `(vocab_size, dim, ...)`, `forward(ids, train)`, `backward(d_output)`, and arrays by
+name in `params` and `grads`. A batch works on its distinct ids: a word that comes a hundred times costs as
+much as one that comes once.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from dpq_ref import checks, quantize
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers.initial import glorot
+from dpq_ref.metrics import CodeUsage, code_usage
 
 EXPORT_BLOCK = 8192  # rows quantized at a time on export
 
@@ -50,22 +51,6 @@ class RowSparse:
         return dense
 
 
-@dataclass(frozen=True)
-class CodeUsage:
-    """How evenly each group uses its codes, over all rows of the table.
-
-    Attributes
-    ----------
-    used : (D,) share of the K codes that at least one row has
-    perplexity : (D,) exp of the entropy of the codes, from 1 (one code only) to K (all equally often)
-    largest : (D,) share of the rows that have the commonest code
-    """
-
-    used: Array
-    perplexity: Array
-    largest: Array
-
-
 class _Lookup:
     """What both layers share: ids to distinct rows, and the gradient of the output back to them."""
 
@@ -73,7 +58,7 @@ class _Lookup:
         self.vocab_size = checks.positive("vocab_size", vocab_size)
         self.dim = checks.positive("dim", dim)
         if padding_id is not None:
-            checks.as_ids(np.array(padding_id), vocab_size)
+            checks.as_ids(checks.positive("padding_id", padding_id, least=0), vocab_size, "padding_id")
         self.padding_id = padding_id
         self.dtype = checks.as_real(dtype)
         self.kernels = backends.get(backend)
@@ -90,10 +75,10 @@ class _Lookup:
         return self.kernels.gather(output, inverse).reshape(*shape, self.dim)
 
     def _collect(self, d_output: Any, inverse: Integers, shape: tuple[int, ...], n_rows: int) -> Array:
+        d_output = self.kernels.xp.asarray(d_output, self.dtype)
         if d_output.shape != (*shape, self.dim):
-            raise ValueError(f"d_output must have the output's shape {(*shape, self.dim)}, got {d_output.shape}")
-        flat = d_output.reshape(-1, self.dim).astype(self.dtype, copy=False)
-        return self.kernels.scatter_add(inverse, flat, n_rows)
+            raise ValueError(f"d_output must have shape {(*shape, self.dim)}, as the output, got {d_output.shape}")
+        return self.kernels.scatter_add(inverse, d_output.reshape(len(inverse), self.dim), n_rows)
 
     def _last_batch(self) -> Any:
         if self._batch is None:
@@ -158,12 +143,12 @@ class FullEmbedding(_Lookup):
             If ids are not integers, or out of range.
         """
         ids = checks.as_ids(ids, self.vocab_size)
-        self._batch = ids if train else None
+        self._batch = self._distinct(ids) if train else None
         return self.kernels.gather(self.params["table"], ids.ravel()).reshape(*ids.shape, self.dim)
 
     def backward(self, d_output: Array) -> None:
         """Fill `grads` from the gradient of the output, (..., dim)."""
-        rows, inverse, _, shape = self._distinct(self._last_batch())
+        rows, inverse, _, shape = self._last_batch()
         values = self._collect(d_output, inverse, shape, len(rows))
         self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
 
@@ -278,7 +263,8 @@ class DPQEmbedding(_Lookup):
             (temperature > 0, f"temperature={temperature}; it takes a number above 0"),
             (
                 codebook_weight >= 0 and commitment_weight >= 0,
-                f"codebook_weight={codebook_weight}, commitment_weight={commitment_weight}; both take 0 or more",
+                f"codebook_weight={codebook_weight}, commitment_weight={commitment_weight}; "
+                "both take 0 or more",
             ),
             (
                 method == "sx" or self.query_width == width,
@@ -292,6 +278,10 @@ class DPQEmbedding(_Lookup):
             ),
             (restart_after is None or method == "vq", "restart_after needs method='vq'"),
             (trainable <= set(names), f"trainable={sorted(trainable)}; method={method!r} has {names}"),
+            (
+                "keys" in trainable or (ema_decay is None and restart_after is None),
+                f"trainable={sorted(trainable)} holds the keys still; ema_decay and restart_after move them",
+            ),
         ):
             if not holds:
                 raise ValueError(message)
@@ -325,7 +315,7 @@ class DPQEmbedding(_Lookup):
         self._idle = xp.zeros(books, np.int64)
 
     def _initial(self, init: Any, width: int) -> dict[str, Array]:
-        """Initial parameters on the host."""
+        """Draw or take over the initial parameters, on the host."""
         D, books = self.n_groups, 1 if self.shared else self.n_groups
         shapes = {
             "query": (self.vocab_size, D * self.query_width),
@@ -334,7 +324,9 @@ class DPQEmbedding(_Lookup):
         }
         if isinstance(init, str) and init != "glorot":
             raise ValueError(f"init={init!r}; it takes 'glorot', a number or a table")
-        if isinstance(init, (int, float)):
+        if np.ndim(init) == 0 and not isinstance(init, str):
+            if not 0 < init < np.inf:
+                raise ValueError(f"init={init}; it takes 'glorot', a finite number above 0 or a table")
             return {k: self.rng.uniform(-init, init, v).astype(self.dtype) for k, v in shapes.items()}
         arrays = {
             "query": glorot(self.rng, shapes["query"], self.dtype),
@@ -371,7 +363,8 @@ class DPQEmbedding(_Lookup):
         return (self.running_mean, self.running_variance) if self.batch_norm else None
 
     def _query(self, rows: Integers) -> Array:
-        return self.kernels.gather(self.params["query"], rows).reshape(len(rows), self.n_groups, self.query_width)
+        query = self.kernels.gather(self.params["query"], rows)
+        return query.reshape(len(rows), self.n_groups, self.query_width)
 
     def forward(self, ids: Any, train: bool = True) -> Array:
         """Embed ids.
@@ -454,42 +447,47 @@ class DPQEmbedding(_Lookup):
         d_rows = self._collect(d_output, inverse, shape, len(rows))
         step = quantize.sx_backward if self.method == "sx" else quantize.vq_backward
         d_query, *d_books = step(self.kernels, d_rows, tape)
+        d_query = d_query.reshape(len(rows), self.n_groups * self.query_width)
         grads = {
-            "query": RowSparse(rows, d_query.reshape(len(rows), -1), self.vocab_size),
+            "query": RowSparse(rows, d_query, self.vocab_size),
             **dict(zip(("keys", "values"), d_books, strict=False)),
         }
         if self.ema_decay is not None:
             del grads["keys"]
-            self._follow_queries(tape)
+            self._follow_queries(tape, self.ema_decay)
         if self.restart_after is not None:
             self._restart_idle(tape)
         self.grads = {name: grads[name] for name in grads if name in self.trainable}
 
     def _usage(self, tape: quantize.Tape) -> Array:
         """Kept tokens that picked each code, (D or 1, K)."""
-        return quantize.tie(self.kernels.count_codes(tape.codes, tape.counts, self.n_codes), self.params["keys"])
+        counts = self.kernels.count_codes(tape.codes, tape.counts, self.n_codes)
+        return quantize.tie(counts, self.params["keys"])
 
-    def _follow_queries(self, tape: quantize.Tape) -> None:
-        """Moving averages of how many tokens picked a key and of their queries; the key is their quotient."""
+    def _follow_queries(self, tape: quantize.Tape, decay: float) -> None:
+        """Move the averages of how many tokens picked a key and of their queries; the key is their quotient."""
         weighted = tape.counts[:, None, None] * tape.query
         sums = quantize.tie(self.kernels.sum_by_code(tape.codes, weighted, self.n_codes), self.params["keys"])
-        kept, new = self.dtype.type(self.ema_decay), self.dtype.type(1 - self.ema_decay)
-        self._average_counts = kept * self._average_counts + new * self._usage(tape)
+        kept, new = self.dtype.type(decay), self.dtype.type(1 - decay)
+        usage = self._usage(tape)
+        self._average_counts = kept * self._average_counts + new * usage
         self._average_sums = kept * self._average_sums + new * sums
-        seen = self._average_counts > 0
-        self.params["keys"][seen] = self._average_sums[seen] / self._average_counts[seen][:, None]
+        # The quotient of a key that was not picked stays as it is; after many such batches it would be 0 / 0.
+        picked = usage > 0
+        self.params["keys"][picked] = self._average_sums[picked] / self._average_counts[picked][:, None]
 
     def _restart_idle(self, tape: quantize.Tape) -> None:
         """Move keys that nobody picked for long onto random queries of the batch."""
-        self._idle = np.where(self._usage(tape) > 0, 0, self._idle + 1)
         kept = np.flatnonzero(backends.to_numpy(tape.counts))
+        if not len(kept):
+            return  # a batch of padding picks no key, and says nothing about any
+        self._idle = np.where(self._usage(tape) > 0, 0, self._idle + 1)
         for book, code in zip(*np.nonzero(backends.to_numpy(self._idle) >= self.restart_after), strict=True):
-            if len(kept):
-                group = self.rng.integers(self.n_groups) if self.shared else book
-                self.params["keys"][book, code] = tape.query[self.rng.choice(kept), group]
-                self._idle[book, code] = 0
-                self._average_counts[book, code] = 0
-                self._average_sums[book, code] = 0
+            group = self.rng.integers(self.n_groups) if self.shared else book
+            self.params["keys"][book, code] = tape.query[self.rng.choice(kept), group]
+            self._idle[book, code] = 0
+            self._average_counts[book, code] = 0
+            self._average_sums[book, code] = 0
 
     @property
     def _values(self) -> Array:
@@ -521,11 +519,7 @@ class DPQEmbedding(_Lookup):
 
     def code_usage(self) -> CodeUsage:
         """Use of the codes by all rows of the table, in evaluation mode, group by group."""
-        codes = self._all_codes()
-        counts = backends.get("numpy").count_codes(codes, np.ones(len(codes)), self.n_codes)
-        share = counts / counts.sum(axis=1, keepdims=True)
-        entropy = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
-        return CodeUsage((counts > 0).mean(axis=1), np.exp(entropy), share.max(axis=1))
+        return code_usage(self._all_codes(), self.n_codes)
 
     def export(self) -> Compressed:
         """Artefact with packed codes and values, all that is needed after training (paper, section 2.1)."""

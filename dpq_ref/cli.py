@@ -1,0 +1,80 @@
+"""The command `dpq-ref`. Each subcommand imports what it needs when it runs, so that help comes at once."""
+
+from pathlib import Path
+
+import click
+
+from dpq_ref import __version__
+
+PROFILES = {"default": "main.toml", "quick": "quick.toml"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dpq-ref")
+def main() -> None:
+    """Learn, compress and compare embedding tables: DPQ and the classical methods."""
+
+
+@main.command()
+@click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    default="default",
+    show_default=True,
+    help="How much to run: all of it in some minutes, or a sketch of it in one.",
+)
+@click.option(
+    "--grid",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A grid file of your own (TOML) in place of a profile.",
+)
+@click.option(
+    "--data",
+    help="Folder with train and test as .csv or .tsv, label first (.gz and .xz, too). "
+    "Default: what the grid says; for the profiles the built-in corpus.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/main"),
+    show_default=True,
+    help="Folder for the results. An interrupted job there goes on where it was.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
+def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
+    """Train a text classifier with each embedding, compress, compare and draw.
+
+    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind each) and
+    runs/*.json with everything about each run.
+    """
+    from figures.run import GRIDS, read_grid, run_grid
+
+    try:
+        cells = read_grid(grid or GRIDS / PROFILES[profile], data)
+        output.mkdir(parents=True, exist_ok=True)
+        records = run_grid(cells, output, jobs=jobs)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    failed = [record["name"] for record in records if "error" in record]
+    _draw(output)
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")
+
+
+@main.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def plot(results: Path) -> None:
+    """Draw the figures of a folder of RESULTS again, from its runs alone."""
+    try:
+        _draw(results)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _draw(folder: Path) -> None:
+    from figures.plot import draw
+
+    paths = draw(folder)
+    click.echo((folder / "table.txt").read_text(encoding="utf8"))
+    for path in paths:
+        click.echo(path)

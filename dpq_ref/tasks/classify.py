@@ -1,0 +1,273 @@
+"""Text classification of the paper (section 3; hyperparameters of the released code), forward and backward.
+
+The mean of the word vectors, batch norm, ReLU, dense, batch norm, ReLU, dense; cross-entropy; row-sparse Adam
+at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train)`, `backward(d_output)`, `params`
+and `grads`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpq_ref import backend as backends
+from dpq_ref.datasets import Documents, TextDataset
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
+from dpq_ref.metrics import accuracy
+from dpq_ref.optim import Adam
+
+PADDING = 0
+
+
+class TextClassifier:
+    """Mean of word vectors, then two dense layers with batch norm.
+
+    Parameters
+    ----------
+    embedding : layer
+        From ids (b, t) to vectors (b, t, dim).
+    n_classes : int
+    hidden : int
+    rng : int or numpy.random.Generator
+        Draws the dense layers.
+
+    Attributes
+    ----------
+    params, grads : dict
+        Those of all layers, as "layer.name".
+    """
+
+    def __init__(
+        self, embedding: Any, n_classes: int, *, hidden: int = 300, rng: int | np.random.Generator = 0
+    ):
+        rng = np.random.default_rng(rng)
+        dtype = embedding.dtype
+        self.embedding = embedding
+        self.kernels = embedding.kernels
+        self.layers: dict[str, Any] = {
+            "norm1": BatchNorm(embedding.dim, dtype=dtype),
+            "relu1": Relu(),
+            "dense1": Dense(embedding.dim, hidden, rng=rng, dtype=dtype),
+            "norm2": BatchNorm(hidden, dtype=dtype),
+            "relu2": Relu(),
+            "dense2": Dense(hidden, n_classes, rng=rng, dtype=dtype),
+        }
+
+    def _named(self, kind: str) -> dict[str, Any]:
+        layers = {"embedding": self.embedding, **self.layers}
+        return {f"{layer}.{k}": v for layer, of in layers.items() for k, v in getattr(of, kind).items()}
+
+    @property
+    def params(self) -> dict[str, Array]:  # noqa: D102
+        return self._named("params")
+
+    @property
+    def grads(self) -> dict[str, Any]:  # noqa: D102
+        return self._named("grads")
+
+    def forward(self, ids: Integers, train: bool = True) -> Array:
+        """Logits of a batch of texts.
+
+        Parameters
+        ----------
+        ids : (b, t) integers, 0 where a text has ended
+        train : bool
+
+        Returns
+        -------
+        (b, n_classes)
+        """
+        self._mask = ids != PADDING
+        return self._head(self.kernels.mean_pool(self.embedding.forward(ids, train), self._mask), train)
+
+    def backward(self, d_logits: Array) -> None:
+        """Fill `grads` from the gradient of the logits, (b, n_classes)."""
+        d = d_logits
+        for layer in reversed(self.layers.values()):
+            d = layer.backward(d)
+        self.embedding.backward(self.kernels.mean_pool_backward(d, self._mask))
+
+    def _head(self, x: Array, train: bool) -> Array:
+        for layer in self.layers.values():
+            x = layer.forward(x, train)
+        return x
+
+    def table(self) -> Array:
+        """Vectors of all words in evaluation, (vocab_size, dim)."""
+        return self.embedding.forward(np.arange(self.embedding.vocab_size), train=False)
+
+    def predict(
+        self, documents: Documents, *, table: Array | None = None, max_tokens: int | None = None
+    ) -> Integers:
+        """Classes of texts.
+
+        Parameters
+        ----------
+        documents : Documents
+        table : (vocab_size, dim), optional
+            Word vectors to use in place of the embedding's, a reconstructed table say.
+        max_tokens : int, optional
+            Of each text at most.
+
+        Returns
+        -------
+        (len(documents),) integers
+        """
+        table = self.table() if table is None else table
+        predicted = []
+        for start in range(0, len(documents), EVALUATION_BATCH):
+            ids = documents.pad(np.arange(start, min(start + EVALUATION_BATCH, len(documents))), max_tokens)
+            vectors = self.kernels.gather(table, ids.ravel()).reshape(*ids.shape, -1)
+            predicted.append(self._head(self.kernels.mean_pool(vectors, ids != PADDING), False).argmax(axis=1))
+        return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all parameters and running statistics on the host, by name."""
+        arrays = self.params | {f"{k}.{n}": a for k in ("norm1", "norm2") for n, a in self.layers[k].state.items()}
+        return {name: backends.to_numpy(array).copy() for name, array in arrays.items()}
+
+    def load_head(self, state: dict[str, Array]) -> None:
+        """Set all layers but the embedding from a `state`."""
+        for name, layer in self.layers.items():
+            for arrays in (layer.params, getattr(layer, "state", {})):
+                for key in arrays:
+                    arrays[key] = state[f"{name}.{key}"].copy()
+
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes
+    ----------
+    steps : int
+    batch_size : int
+    learning_rate : float
+    evaluate_every : int, steps between evaluations
+    max_tokens : int or None, tokens kept of each text
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    evaluate_every: int = 100
+    max_tokens: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What a training came to.
+
+    Attributes
+    ----------
+    evaluations : list of dict
+        step, loss (mean since the last one), validation and test accuracy in percent.
+    best_step : int
+        Of the highest validation accuracy, the earliest of several.
+    accuracy, accuracy_validation : float
+        At that step: the protocol "best validation step".
+    accuracy_best_test : float
+        The highest of all test accuracies: the protocol of the released code, optimistic.
+    snapshot : Any
+        What `keep` returned at the best step.
+    train_seconds : float
+        Forward, backward and update, evaluations apart.
+    """
+
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    accuracy: float = 0.0
+    accuracy_validation: float = -1.0
+    accuracy_best_test: float = 0.0
+    snapshot: Any = None
+    train_seconds: float = 0.0
+
+
+def batches(n: int, size: int, rng: np.random.Generator):
+    """Rows of batches without end: every epoch a new order, a last short batch dropped."""
+    size = min(size, n)
+    while True:
+        order = rng.permutation(n)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]
+
+
+def train(
+    model: TextClassifier,
+    data: TextDataset,
+    plan: Plan,
+    *,
+    rng: int | np.random.Generator = 0,
+    keep: Callable[[TextClassifier], Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train a classifier and judge it by the protocol "best validation step".
+
+    Parameters
+    ----------
+    model : TextClassifier
+    data : TextDataset
+    plan : Plan
+    rng : int or numpy.random.Generator
+        Shuffles the texts.
+    keep : callable, optional
+        Called with the model at each new best step; what it returns ends up as `Outcome.snapshot`.
+    on_step : callable, optional
+        Called with the number of each finished step.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is NaN or infinite, with the step.
+    """
+    optimizer = Adam(model.params, plan.learning_rate)
+    rows = batches(len(data.train), plan.batch_size, np.random.default_rng(rng))
+    outcome, losses = Outcome(), []
+    for step in range(1, plan.steps + 1):
+        start = time.perf_counter()
+        batch = next(rows)
+        logits = model.forward(data.train.pad(batch, plan.max_tokens))
+        loss, d_logits = softmax_cross_entropy(logits, data.train.labels[batch])
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in step {step}")
+        model.backward(d_logits)
+        optimizer.step(model.grads)
+        outcome.train_seconds += time.perf_counter() - start
+        losses.append(loss)
+        if step % plan.evaluate_every == 0 or step == plan.steps:
+            _evaluate(model, data, plan, step, float(np.mean(losses)), outcome, keep)
+            losses = []
+        if on_step:
+            on_step(step)
+    return outcome
+
+
+def _evaluate(
+    model: TextClassifier,
+    data: TextDataset,
+    plan: Plan,
+    step: int,
+    loss: float,
+    outcome: Outcome,
+    keep: Callable[[TextClassifier], Any] | None,
+) -> None:
+    table = model.table()
+    validation, test = (
+        accuracy(model.predict(split, table=table, max_tokens=plan.max_tokens), split.labels)
+        for split in (data.validation, data.test)
+    )
+    outcome.evaluations.append({"step": step, "loss": loss, "validation": validation, "test": test})
+    outcome.accuracy_best_test = max(outcome.accuracy_best_test, test)
+    if validation > outcome.accuracy_validation:
+        outcome.best_step, outcome.accuracy_validation, outcome.accuracy = step, validation, test
+        outcome.snapshot = keep(model) if keep else None

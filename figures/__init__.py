@@ -1,0 +1,1 @@
+"""From a grid to results (`run`), and from results to figures (`plot`)."""

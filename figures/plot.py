@@ -1,0 +1,356 @@
+"""Results -> one CSV, a table, and figures with the CSV behind each. Never computes a result.
+
+One style for all: a colour and a marker for each method (colours of Okabe and Ito, told apart by the
+colour-blind), hollow where the method weighs words by frequency; single runs faded behind their means.
+"""
+
+import csv
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpq_ref.compressed import write_atomically
+from dpq_ref.metrics import METRICS
+
+COLUMNS = ("dataset", "method", "parameters", "seed", "bits", "compression_ratio", "metric", "value", "seconds")
+STYLES = {  # method: label, colour, marker
+    "full": ("full embedding", "#000000", "*"),
+    "dpq-sx": ("DPQ-SX", "#0072B2", "o"),
+    "dpq-vq": ("DPQ-VQ", "#D55E00", "s"),
+    "product": ("product quantization", "#009E73", "^"),
+    "low-rank": ("low rank", "#CC79A7", "D"),
+    "uniform": ("uniform scalar", "#E69F00", "v"),
+}
+RC = {
+    "figure.figsize": (5.5, 3.6),
+    "figure.dpi": 200,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "svg.hashsalt": "dpq-ref",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one set of parameters, over its seeds.
+
+    Attributes
+    ----------
+    method : str
+    parameters : str
+    bits : float, mean
+    ratio : float, mean compression ratio
+    values : tuple of float, one a seed
+    seconds : float, mean
+    """
+
+    method: str
+    parameters: str
+    bits: float
+    ratio: float
+    values: tuple[float, ...]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds (n - 1); 0 for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether words were weighed by frequency."""
+        return "weighted=True" in self.parameters
+
+
+def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Records of all runs in a folder of results that have no error.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    paths = sorted(Path(folder, "runs").glob("*.json"))
+    records = [json.loads(path.read_text(encoding="utf8")) for path in paths]
+    if not records:
+        raise FileNotFoundError(f"no results: {Path(folder, 'runs')} has no .json file")
+    order = list(STYLES)
+    records = [record for record in records if "error" not in record]
+    return sorted(records, key=lambda r: order.index(r["specification"]["method"]))
+
+
+def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """Rows of the CSV, one a metric and run."""
+    rows = []
+    for record in records:
+        run = record["specification"]
+        row = {
+            "dataset": run["dataset"],
+            "method": run["method"],
+            "parameters": " ".join(f"{k}={v}" for k, v in sorted(run["parameters"].items())),
+            "seed": run["seed"],
+            "bits": sum(record["bits"].values()),
+            "compression_ratio": round(record["compression_ratio"], 4),
+            "seconds": round(record["seconds"]["fit"], 3),
+        }
+        values = dict(record["metrics"])
+        if usage := record.get("code_usage"):
+            values["codes_used"] = np.mean(usage["used"])
+            values["code_perplexity"] = np.mean(usage["perplexity"])
+        rows += [row | {"metric": metric, "value": round(float(value), 6)} for metric, value in values.items()]
+    return rows
+
+
+def cells_of(rows: Iterable[Row], metric: str) -> list[Cell]:
+    """Rows of one metric, gathered over seeds, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == metric:
+            groups[row["method"], row["parameters"]].append(row)
+    return [
+        Cell(
+            *key,
+            bits=float(np.mean([r["bits"] for r in group])),
+            ratio=float(np.mean([r["compression_ratio"] for r in group])),
+            values=tuple(r["value"] for r in group),
+            seconds=float(np.mean([r["seconds"] for r in group])),
+        )
+        for key, group in groups.items()
+    ]
+
+
+def to_csv(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
+    """Rows as CSV text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table_of(rows: Iterable[Row]) -> Any:
+    """Table of accuracy against bits, for `rich` to print."""
+    from rich.table import Table
+
+    table = Table(title=None)
+    for header in ("method", "parameters", "bits", "ratio", "accuracy %", "±", "to full", "seconds"):
+        table.add_column(header, justify="left" if header in ("method", "parameters") else "right")
+    cells = cells_of(rows, "accuracy")
+    full = next(cell.mean for cell in cells if cell.method == "full")
+    for cell in cells:
+        table.add_row(
+            STYLES[cell.method][0],
+            cell.parameters,
+            f"{cell.bits:,.0f}",
+            f"{cell.ratio:.1f}",
+            f"{cell.mean:.2f}",
+            f"{cell.spread:.2f}",
+            f"{cell.mean - full:+.2f}",
+            f"{cell.seconds:.1f}",
+        )
+    return table
+
+
+def verdict(rows: Iterable[Row], least_ratio: float = 20.0) -> str:
+    """In one paragraph: DPQ-SX at a ratio of 20 or more against the full table and the offline methods."""
+    cells = cells_of(rows, "accuracy")
+    full = next(cell for cell in cells if cell.method == "full")
+    lines = []
+    for dpq in cells:
+        if dpq.method != "dpq-sx" or dpq.ratio < least_ratio:
+            continue
+        rivals = [c for c in cells if not c.method.startswith(("full", "dpq")) and c.ratio >= dpq.ratio]
+        line = f"DPQ-SX at ratio {dpq.ratio:.1f}: {dpq.mean - full.mean:+.2f} points to the full embedding"
+        if rivals:
+            best = max(rivals, key=lambda c: c.mean)
+            name = f"{STYLES[best.method][0]} ({best.parameters}, ratio {best.ratio:.1f})"
+            line += f"; {dpq.mean - best.mean:+.2f} to the best offline method of that ratio or more, {name}"
+        lines.append(line + ".")
+    return "\n".join(lines)
+
+
+def pareto(cells: Iterable[Cell], better: str) -> list[Cell]:
+    """Cells that no other beats in both ratio and mean, by rising ratio."""
+    sign = 1 if better == "higher" else -1
+    front: list[Cell] = []
+    for cell in sorted(cells, key=lambda c: (-c.ratio, -sign * c.mean)):
+        if not front or sign * cell.mean > sign * front[-1].mean:
+            front.append(cell)
+    return front[::-1]
+
+
+def draw(folder: str | os.PathLike) -> list[Path]:
+    """Draw all figures of a folder of results, and write its CSV and its table.
+
+    Parameters
+    ----------
+    folder : path-like
+        With `runs/*.json`.
+
+    Returns
+    -------
+    list of Path
+        Files written: results.csv, table.txt, and for each figure .png, .svg and .csv.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from rich.console import Console
+
+    folder = Path(folder)
+    records = read_records(folder)
+    rows = rows_of(records)
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(table_of(rows))
+    console.print(verdict(rows), soft_wrap=True)
+    written = [folder / "results.csv", folder / "table.txt"]
+    write_atomically(written[0], to_csv(rows).encode())
+    write_atomically(written[1], console.export_text().encode())
+    with matplotlib.rc_context(RC):
+        written += _quality(folder, rows, "accuracy", "accuracy")
+        if cells_of(rows, "relative_error"):
+            written += _quality(folder, rows, "relative_error", "reconstruction")
+        if any("code_usage" in record for record in records):
+            written += _usage(folder, records)
+    return written
+
+
+def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path]:
+    """Metric against compression ratio, with its Pareto front."""
+    from matplotlib import pyplot
+
+    cells = cells_of(rows, metric)
+    figure, axes = pyplot.subplots()
+    for method, (label, colour, marker) in STYLES.items():
+        for weighted in (False, True):
+            mine = sorted((c for c in cells if (c.method, c.weighted) == (method, weighted)), key=lambda c: c.ratio)
+            if not mine:
+                continue
+            ratios, means = [c.ratio for c in mine], [c.mean for c in mine]
+            for cell in mine:
+                axes.plot([cell.ratio] * len(cell.values), cell.values, marker, color=colour, alpha=0.2, ms=4, mew=0)
+            axes.errorbar(
+                ratios,
+                means,
+                [c.spread for c in mine],
+                color=colour,
+                marker=marker,
+                mfc="white" if weighted else colour,
+                ls=":" if weighted else "-",
+                lw=1,
+                ms=10 if method == "full" else 5,
+                capsize=2,
+                label=label + (", by frequency" if weighted else ""),
+            )
+            if method == "full":
+                axes.axhline(means[0], color=colour, lw=0.8, ls="--", zorder=0)
+    front = pareto(cells, METRICS[metric].better)
+    axes.plot([c.ratio for c in front], [c.mean for c in front], color="0.6", lw=5, alpha=0.35, zorder=0)
+    axes.plot([], [], color="0.6", lw=5, alpha=0.35, label="Pareto front")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.set_xlabel("compression ratio of the table (32 bits an entry over the bits stored)")
+    axes.set_ylabel(METRICS[metric].axis)
+    if METRICS[metric].better == "lower":
+        axes.set_yscale("log")
+    axes.set_title(f"{rows[0]['dataset']}, {len(cells[0].values)} seeds")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    table = [
+        {
+            "method": c.method,
+            "parameters": c.parameters,
+            "bits": round(c.bits),
+            "compression_ratio": round(c.ratio, 4),
+            "mean": round(c.mean, 6),
+            "spread": round(c.spread, 6),
+            "pareto": c in front,
+        }
+        for c in cells
+    ]
+    return _save(figure, folder / name, table)
+
+
+def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
+    """Perplexity of the codes of each group, groups sorted, mean over seeds."""
+    from matplotlib import pyplot
+
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if "code_usage" in record:
+            run = record["specification"]
+            rest = {k: v for k, v in run["parameters"].items() if k not in ("n_groups", "n_codes", "shared")}
+            text = " ".join(f"{k}={v}" for k, v in sorted(rest.items()))
+            groups[run["method"], text, run["parameters"]["n_groups"]].append(record)
+    panels = sorted({key[2] for key in groups})
+    figure, axes = pyplot.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(7.5, 2.8))
+    table: list[Row] = []
+    for (method, text, D), mine in groups.items():
+        label, colour, marker = STYLES[method]
+        # Sorted within each run: a group has no meaning across seeds.
+        perplexity = np.mean([np.sort(r["code_usage"]["perplexity"]) for r in mine], axis=0)
+        used = np.mean([np.sort(r["code_usage"]["used"]) for r in mine], axis=0)
+        panel = axes[0, panels.index(D)]
+        share = (np.arange(D) + 0.5) / D
+        weighted = "weighted=True" in text
+        panel.plot(
+            share,
+            perplexity,
+            color=colour,
+            ls=":" if weighted else "-",
+            marker=marker,
+            markevery=max(1, D // 6),
+            mfc="white" if weighted else colour,
+            ms=4,
+            label=label + (", by frequency" if weighted else ""),
+        )
+        table += [
+            {"method": method, "parameters": text, "n_groups": D, "rank": i, "perplexity": p, "used": u}
+            for i, (p, u) in enumerate(zip(perplexity.round(4), used.round(4), strict=True))
+        ]
+    for D, panel in zip(panels, axes[0], strict=True):
+        K = max(r["specification"]["parameters"]["n_codes"] for key, mine in groups.items() for r in mine)
+        panel.axhline(K, color="black", lw=0.8, ls="--")
+        panel.set_title(f"D = {D} groups, K = {K} codes")
+        panel.set_ylim(0, K * 1.08)
+    axes[0, 0].set_ylabel(f"{METRICS['code_perplexity'].label}\n(K: all equally often)")
+    axes[0, len(panels) // 2].set_xlabel("groups, by rising perplexity (share of D)")
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return _save(figure, folder / "code_usage", table)
+
+
+def _save(figure: Any, stem: Path, table: list[Row]) -> list[Path]:
+    """Write a figure as PNG and SVG, and the numbers that it shows as CSV."""
+    from matplotlib import pyplot
+
+    paths = []
+    for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=ending[1:], metadata=metadata)
+        paths.append(stem.with_suffix(ending))
+        write_atomically(paths[-1], content.getvalue())
+    pyplot.close(figure)
+    paths.append(stem.with_suffix(".csv"))
+    write_atomically(paths[-1], to_csv(table, table[0]).encode())
+    return paths
