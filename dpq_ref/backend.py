@@ -37,7 +37,7 @@ def get(name: str | None = None) -> Any:
     >>> backend.get("numpy").__name__
     'dpq_ref.kernels.reference'
     """
-    name = name or "numba"
+    name = "numba" if name is None else name
     if name == "cupy":
         raise ImportError("backend='cupy' is not part of this version; it takes 'numpy' or 'numba'")
     if name not in MODULES:
