@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def as_ids(ids: Any, vocab_size: int) -> NDArray[np.integer]:
-    """Check ids of rows.
+def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
+    """Check ids of rows, or codes.
 
     Parameters
     ----------
     ids : array_like of integers, any shape
     vocab_size : int
+    name : str
+        What the messages call them.
 
     Returns
     -------
@@ -25,15 +27,15 @@ def as_ids(ids: Any, vocab_size: int) -> NDArray[np.integer]:
     IndexError
         If an id is negative or not below `vocab_size`.
     """
-    array = np.asarray(ids) if not hasattr(ids, "dtype") else ids
+    array = np.asarray(ids)
     if array.size == 0 and not hasattr(ids, "dtype"):
         array = array.astype(np.int64)  # an empty list says nothing of its dtype
     if array.dtype.kind not in "iu":
-        raise TypeError(f"ids must be integers, got dtype {array.dtype}")
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.size:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= vocab_size:
-            raise IndexError(f"ids must lie in [0, {vocab_size}), got {low if low < 0 else high}")
+            raise IndexError(f"{name} must lie in [0, {vocab_size}), got {low if low < 0 else high}")
     return array
 
 
@@ -52,18 +54,18 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} must have shape (rows, dim), got {array.shape}")
-    if array.dtype != np.float64:
-        array = array.astype(np.float32, copy=False)
+    double = array.dtype.newbyteorder("=") == np.float64
+    array = array.astype(np.float64 if double else np.float32, copy=False)
     bad = ~np.isfinite(array).all(axis=1)
     if bad.any():
-        count = int((~np.isfinite(array[bad])).sum())
+        count, row = int((~np.isfinite(array[bad])).sum()), int(bad.argmax())
         entries = "entry that is" if count == 1 else "entries that are"
-        raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {int(bad.argmax())}")
+        raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {row}")
     return np.ascontiguousarray(array)
 
 
 def as_real(dtype: Any) -> np.dtype:
-    """Check a dtype to compute in: float32 or float64 (ValueError otherwise; less makes codes unreachable)."""
+    """Check a dtype to compute in: float32 or float64 (ValueError; less makes codes unreachable)."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype={dtype.name}; it takes float32 or float64")

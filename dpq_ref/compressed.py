@@ -94,12 +94,12 @@ class Compressed(ABC):
         """
         from safetensors.numpy import save
 
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
-        config = {"format": FORMAT, "kind": self.kind, **self.config()}
-        config["sha256"] = _digest(config, arrays)
-        write_atomically(path, save(arrays, {"dpq_ref": json.dumps(config)}))
+        arrays = {name: as_stored(array) for name, array in self.arrays().items()}
+        config = self.config()
+        head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
+        write_atomically(path, save(arrays, {"dpq_ref": json.dumps(head | config)}))
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # noqa: D105
         return (
             f"{type(self).__name__}(vocab_size={self.vocab_size}, dim={self.dim}, "
             f"bits={sum(self.bits().values())}, compression_ratio={self.compression_ratio:.2f})"
@@ -140,23 +140,28 @@ class ProductTable(Compressed):
         n_groups: int,
         additive: bool = False,
     ):
-        self.packed, self.values = codes, values
-        self.vocab_size, self.n_groups, self.additive = vocab_size, n_groups, additive
-        self.n_codes = values.shape[1]
-        self.n_bits = (self.n_codes - 1).bit_length()
+        self.vocab_size = checks.positive("vocab_size", vocab_size, least=0)
+        self.n_groups = checks.positive("n_groups", n_groups)
+        self.additive = bool(additive)
+        self.n_codes, self.n_bits = _codes_and_bits(values)
+        self.packed, self.values = as_stored(codes), as_stored(values)
         self.dim = values.shape[2] * (1 if additive else n_groups)
-        self.dtype = values.dtype
-        if codes.size != -(-self.bits()["codes"] // 8) or len(values) not in (1, n_groups):
+        self.dtype = checks.as_real(self.values.dtype)
+        if (
+            codes.dtype != np.uint8
+            or codes.shape != (-(-self.bits()["codes"] // 8),)
+            or len(values) not in (1, n_groups)
+        ):
             raise ValueError(
-                f"{codes.size} bytes of codes and values {values.shape} do not make "
+                f"codes {codes.dtype} {codes.shape} and values {values.shape} do not make "
                 f"{vocab_size} rows of {n_groups} groups"
             )
 
     @classmethod
     def from_codes(cls, codes: Integers, values: Array, *, additive: bool = False) -> Self:
         """Pack codes, (vocab_size, D) integers in [0, K), beside their values."""
-        n_bits = (values.shape[1] - 1).bit_length()
-        packed = backend.get().pack_codes(codes, n_bits)
+        n_codes, n_bits = _codes_and_bits(values)
+        packed = backend.get().pack_codes(checks.as_ids(codes, n_codes, "codes"), n_bits)
         return cls(packed, values, vocab_size=codes.shape[0], n_groups=codes.shape[1], additive=additive)
 
     @property
@@ -171,7 +176,7 @@ class ProductTable(Compressed):
         return {"vocab_size": self.vocab_size, "n_groups": self.n_groups, "additive": self.additive}
 
     def bits(self) -> dict[str, int]:
-        """n D ceil(log2 K) bits of codes, and the codebooks (paper, section 3.1)."""
+        """Codes, n D ceil(log2 K) bits, and the codebooks (paper, section 3.1)."""
         codes = self.vocab_size * self.n_groups * self.n_bits
         return {"codes": codes, "codebooks": 8 * self.values.nbytes}
 
@@ -182,6 +187,14 @@ class ProductTable(Compressed):
         from dpq_ref.quantize import compose
 
         return compose(backend.get(), self._codes(ids), self.values, self.additive)
+
+
+def _codes_and_bits(values: Array) -> tuple[int, int]:
+    """K and the bits of a code, from the values."""
+    if values.ndim != 3 or values.shape[2] < 1:
+        raise ValueError(f"values must have shape (D or 1, K, s), got {values.shape}")
+    n_codes = checks.number_of_codes(values.shape[1])
+    return n_codes, (n_codes - 1).bit_length()
 
 
 class LowRankTable(Compressed):
@@ -202,10 +215,12 @@ class LowRankTable(Compressed):
     kind = "low_rank"
 
     def __init__(self, left: Array, right: Array):
-        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-            raise ValueError(f"factors of shapes {left.shape} and {right.shape} do not make a table")
-        self.left, self.right = left, right
-        self.vocab_size, self.dim, self.dtype = len(left), right.shape[1], left.dtype
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0] or left.dtype != right.dtype:
+            raise ValueError(
+                f"factors {left.dtype} {left.shape} and {right.dtype} {right.shape} do not make a table"
+            )
+        self.left, self.right = as_stored(left), as_stored(right)
+        self.vocab_size, self.dim, self.dtype = len(left), right.shape[1], checks.as_real(self.left.dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
         return {"left": self.left, "right": self.right}
@@ -243,16 +258,29 @@ class ScalarTable(Compressed):
     kind = "scalar"
 
     def __init__(self, codes: NDArray[np.uint8], clip: Array, *, vocab_size: int, dim: int, n_bits: int):
-        self.packed, self.clip = codes, clip
-        self.vocab_size, self.dim, self.n_bits, self.dtype = vocab_size, dim, n_bits, clip.dtype
-        if codes.size != -(-self.bits()["codes"] // 8) or clip.shape != (1,):
-            raise ValueError(f"{codes.size} bytes of codes do not make {vocab_size} x {dim} of {n_bits} bits")
+        self.packed, self.clip = as_stored(codes), as_stored(clip)
+        self.vocab_size = checks.positive("vocab_size", vocab_size, least=0)
+        self.dim = checks.positive("dim", dim)
+        self.n_bits = _number_of_bits(n_bits)
+        self.dtype = self.clip.dtype
+        if (
+            codes.dtype != np.uint8
+            or codes.shape != (-(-self.bits()["codes"] // 8),)
+            or self.clip.dtype != np.float32
+            or self.clip.shape != (1,)
+        ):
+            raise ValueError(
+                f"codes {codes.dtype} {codes.shape} and clip {clip.dtype} {clip.shape} do not make "
+                f"{vocab_size} x {dim} of {n_bits} bits"
+            )
 
     @classmethod
     def from_codes(cls, codes: Integers, clip: float, n_bits: int) -> Self:
         """Pack levels, (vocab_size, dim) integers in [0, 2**n_bits)."""
+        codes = checks.as_ids(codes, 1 << _number_of_bits(n_bits), "codes")
         packed = backend.get().pack_codes(codes, n_bits)
-        return cls(packed, np.float32([clip]), vocab_size=codes.shape[0], dim=codes.shape[1], n_bits=n_bits)
+        n, dim = codes.shape
+        return cls(packed, np.array([clip], np.float32), vocab_size=n, dim=dim, n_bits=n_bits)
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
         return {"codes": self.packed, "clip": self.clip}
@@ -261,12 +289,18 @@ class ScalarTable(Compressed):
         return {"vocab_size": self.vocab_size, "dim": self.dim, "n_bits": self.n_bits}
 
     def bits(self) -> dict[str, int]:
-        """n d b bits, and 32 of the clip."""
+        """Codes, n d b bits, and 32 of the clip."""
         return {"codes": self.vocab_size * self.dim * self.n_bits, "scales": 8 * self.clip.nbytes}
 
     def _rows(self, ids: Integers) -> Array:
         levels = uniform_levels(self.clip[0], self.n_bits)
         return levels[backend.get().unpack_codes(self.packed, self.n_bits, ids, self.dim)]
+
+
+def _number_of_bits(n_bits: int) -> int:
+    if checks.positive("n_bits", n_bits) > 16:
+        raise ValueError(f"n_bits={n_bits}; it takes at most 16")
+    return n_bits
 
 
 def uniform_levels(clip: float, n_bits: int) -> NDArray[np.float32]:
@@ -313,25 +347,33 @@ def load(path: str | os.PathLike) -> Compressed:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, AttributeError, TypeError) as error:  # the latter two: dtypes that NumPy lacks
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
         config = json.loads(metadata["dpq_ref"])
-        digest, version, kind = config.pop("sha256"), config["format"], config["kind"]
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no compressed table of dpq_ref (metadata lacks {error})") from error
-    if version != FORMAT or kind not in KINDS:
+        digest, version, kind = config.pop("sha256"), config.pop("format"), config.pop("kind")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds no compressed table of dpq_ref: {error!r} in its metadata") from error
+    if version != FORMAT or kind not in list(KINDS):
         raise ValueError(
             f"{path} has format {version!r}, kind {kind!r}; this version reads {FORMAT}, {sorted(KINDS)}"
         )
-    if digest != _digest(config, arrays):
+    if digest != _digest(kind, config, arrays):
         raise ValueError(f"{path} is damaged: its contents do not match their checksum")
-    del config["format"], config["kind"]
-    return KINDS[kind](**arrays, **config)
+    try:
+        return KINDS[kind](**arrays, **config)
+    except TypeError as error:
+        raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
 
 
-def _digest(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of configuration and arrays."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+def as_stored(array: np.ndarray) -> np.ndarray:
+    """Array in C order and little-endian, as it is written; a view if it is that already."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of kind, configuration and arrays."""
+    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.data)
