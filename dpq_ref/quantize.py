@@ -112,7 +112,8 @@ def codes_of(
 def compose(kernels: Any, codes: Integers, values: Array, additive: bool) -> Array:
     """Output from codes: values side by side, or their mean over the groups when additive, (b, dim)."""
     picked = kernels.decode(codes, values)
-    return picked.mean(axis=1) if additive else picked.reshape(len(codes), -1)
+    b, D, s = picked.shape
+    return picked.mean(axis=1) if additive else picked.reshape(b, D * s)
 
 
 def compose_backward(d_output: Array, n_groups: int, additive: bool) -> Array:
@@ -120,7 +121,8 @@ def compose_backward(d_output: Array, n_groups: int, additive: bool) -> Array:
     if additive:
         share = d_output[:, None, :] / d_output.dtype.type(n_groups)
         return np.repeat(share, n_groups, axis=1)
-    return d_output.reshape(len(d_output), n_groups, -1)
+    b, dim = d_output.shape
+    return d_output.reshape(b, n_groups, dim // n_groups)
 
 
 def sx_forward(
@@ -239,8 +241,7 @@ def vq_forward(
         statistics = None
         codes, _ = kernels.nearest_code(query, keys)
     residual = kernels.decode(codes, keys) - query
-    entries = max(float(counts.sum()) * query[0].size, 1.0) if len(query) else 1.0
-    squared = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64)) / entries
+    total = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64))
     tape = Tape(
         codes,
         query,
@@ -250,7 +251,7 @@ def vq_forward(
         additive,
         statistics=statistics,
         residual=residual,
-        loss=(codebook_weight + commitment_weight) * squared,
+        loss=(codebook_weight + commitment_weight) * total / entries(query, counts),
         codebook_weight=codebook_weight,
         commitment_weight=commitment_weight,
     )
@@ -272,13 +273,18 @@ def vq_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array
     d_keys : (D or 1, K, s)
     """
     real = tape.query.dtype.type
-    entries = max(float(tape.counts.sum()) * tape.residual[0].size, 1.0) if len(tape.query) else 1.0
-    pull = tape.counts[:, None, None] * tape.residual * real(2 / entries)  # of the mean squared residual
+    # Gradient of the mean squared residual.
+    pull = tape.counts[:, None, None] * tape.residual * real(2 / entries(tape.query, tape.counts))
     d_query = compose_backward(d_output, tape.codes.shape[1], tape.additive)
     if tape.commitment_weight:
         d_query = d_query - real(tape.commitment_weight) * pull
     sums = kernels.sum_by_code(tape.codes, pull, tape.keys.shape[1])
     return d_query, real(tape.codebook_weight) * tie(sums, tape.keys)
+
+
+def entries(query: Array, counts: Array) -> float:
+    """Numbers that the codebook loss is the mean of, those of padding left out; 1 where there are none."""
+    return max(float(counts.sum(dtype=np.float64)) * query.shape[1] * query.shape[2], 1.0)
 
 
 def tie(per_group: Array, codebook: Array) -> Array:
