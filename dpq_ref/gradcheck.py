@@ -1,9 +1,9 @@
 """Are the gradients right? Finite differences along random directions, in float64.
 
-A straight-through gradient is not the derivative of the hard forward pass, which is flat almost everywhere. It
-is the exact derivative of something else, its *surrogate*. `surrogates` states that for each parameter of an
-embedding layer, token by token and in the plainest NumPy, without the layer's distinct ids, counts or kernels;
-`check_embedding` holds the layer's gradients to it.
+A straight-through gradient is not the derivative of the hard forward pass, which is flat almost everywhere.
+It is the exact derivative of something else, its *surrogate*. `surrogates` states that for each parameter of
+an embedding layer, token by token and in the plainest NumPy, without the layer's distinct ids, counts or
+kernels; `check_embedding` holds the layer's gradients to it.
 
 ==========  ===============================================================================================
 DPQ-SX      query, keys: <g, softmax-weighted mean of the values>, batch norm differentiated
@@ -47,9 +47,7 @@ class Check:
         return abs(self.analytic - self.numeric) / scale if scale else 0.0
 
 
-def directional(
-    loss: Loss, x: Array, gradient: Array, rng: np.random.Generator, step: float = 1e-4
-) -> Check:
+def directional(loss: Loss, x: Array, gradient: Array, rng: np.random.Generator, step: float = 1e-4) -> Check:
     """Compare a gradient with the slope of its loss along a random direction.
 
     The slope is the central difference of fourth order, (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h.
@@ -92,7 +90,7 @@ def directional(
 
 
 def surrogates(layer: Any, ids: Integers, d_output: Array) -> dict[str, Loss]:
-    """What each gradient of an embedding layer is the exact gradient of.
+    """State what each gradient of an embedding layer is the exact gradient of.
 
     Parameters
     ----------
@@ -137,15 +135,17 @@ def surrogates(layer: Any, ids: Integers, d_output: Array) -> dict[str, Loss]:
 
     if layer.method == "sx":
 
+        def output(assignment: Array, values: Array) -> float:
+            return float((g_picked * np.einsum("tjk,jkc->tjc", assignment, full(values))).sum())
+
         def soft(query: Array, keys: Array) -> float:
             p = np.exp(logits(queries(query), keys) / layer.temperature)
-            p /= p.sum(axis=2, keepdims=True)
-            return float((g_picked * np.einsum("tjk,jkc->tjc", p, full(fixed["values"]))).sum())
+            return output(p / p.sum(axis=2, keepdims=True), fixed["values"])
 
         return {
             "query": lambda query: soft(query, fixed["keys"]),
             "keys": lambda keys: soft(fixed["query"], keys),
-            "values": lambda values: float((g_picked * np.einsum("tjk,jkc->tjc", one_hot, full(values))).sum()),
+            "values": lambda values: output(one_hot, values),
         }
 
     def mean_square(query: Array, keys: Array) -> float:
@@ -154,10 +154,11 @@ def surrogates(layer: Any, ids: Integers, d_output: Array) -> dict[str, Loss]:
         return float((kept[:, None, None] * residual**2).sum() / entries)
 
     alpha, beta = layer.codebook_weight, layer.commitment_weight
-    return {
-        "query": lambda query: float((g_picked * queries(query)).sum()) + beta * mean_square(query, fixed["keys"]),
-        "keys": lambda keys: alpha * mean_square(fixed["query"], keys),
-    }
+
+    def straight_through(query: Array) -> float:
+        return float((g_picked * queries(query)).sum()) + beta * mean_square(query, fixed["keys"])
+
+    return {"query": straight_through, "keys": lambda keys: alpha * mean_square(fixed["query"], keys)}
 
 
 def check_embedding(
@@ -184,6 +185,8 @@ def check_embedding(
     ------
     ValueError
         If the layer has an extra that has no surrogate.
+    AssertionError
+        If an input or a parameter was changed, or a gradient is missing.
 
     Examples
     --------
@@ -195,15 +198,19 @@ def check_embedding(
     if isinstance(layer, DPQEmbedding) and (layer.gumbel or layer.ema_decay or layer.restart_after):
         raise ValueError("gumbel, ema_decay and restart_after have no surrogate to check against")
     rng = np.random.default_rng(seed)
-    output = layer.forward(ids, train=True)
     if d_output is None:
-        d_output = rng.standard_normal(output.shape)
-    losses = surrogates(layer, ids, d_output)
-    before = {name: array.copy() for name, array in layer.params.items()} | {"d_output": d_output.copy()}
+        d_output = rng.standard_normal((*ids.shape, layer.dim))
+    inputs = layer.params | {"ids": ids, "d_output": d_output}
+    before = {name: array.copy() for name, array in inputs.items()}
+    layer.forward(ids, train=True)
     layer.backward(d_output)
-    for name, array in (layer.params | {"d_output": d_output}).items():
-        if not np.array_equal(before[name], array):
-            raise AssertionError(f"backward changed {name}")
+    for name, array in inputs.items():
+        if layer.params.get(name, array) is not array or not np.array_equal(before[name], array):
+            raise AssertionError(f"forward or backward changed {name}")
+    expected = getattr(layer, "trainable", set(layer.params))
+    if set(layer.grads) != expected:
+        raise AssertionError(f"gradients of {sorted(layer.grads)}, expected {sorted(expected)}")
+    losses = surrogates(layer, ids, d_output)
     worst = {}
     for name, gradient in layer.grads.items():
         dense = gradient.to_dense() if isinstance(gradient, RowSparse) else gradient
