@@ -75,9 +75,9 @@ class _Lookup:
         return self.kernels.gather(output, inverse).reshape(*shape, self.dim)
 
     def _collect(self, d_output: Any, inverse: Integers, shape: tuple[int, ...], n_rows: int) -> Array:
-        d_output = self.kernels.xp.asarray(d_output, self.dtype)
-        if d_output.shape != (*shape, self.dim):
-            raise ValueError(f"d_output must have shape {(*shape, self.dim)}, as the output, got {d_output.shape}")
+        d_output, expected = self.kernels.xp.asarray(d_output, self.dtype), (*shape, self.dim)
+        if d_output.shape != expected:
+            raise ValueError(f"d_output must have the output's shape {expected}, got {d_output.shape}")
         return self.kernels.scatter_add(inverse, d_output.reshape(len(inverse), self.dim), n_rows)
 
     def _last_batch(self) -> Any:
@@ -465,7 +465,7 @@ class DPQEmbedding(_Lookup):
         return quantize.tie(counts, self.params["keys"])
 
     def _follow_queries(self, tape: quantize.Tape, decay: float) -> None:
-        """Move the averages of how many tokens picked a key and of their queries; the key is their quotient."""
+        """Average how many tokens pick a key, and their queries, over batches; the key is the quotient."""
         weighted = tape.counts[:, None, None] * tape.query
         sums = quantize.tie(self.kernels.sum_by_code(tape.codes, weighted, self.n_codes), self.params["keys"])
         kept, new = self.dtype.type(decay), self.dtype.type(1 - decay)
