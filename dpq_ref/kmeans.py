@@ -7,8 +7,9 @@ from data. Points are (n, D, s); each of the D groups has centroids of its own.
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.reference import BLOCK, Array
 
 
 class KMeans:
@@ -26,15 +27,25 @@ class KMeans:
     Attributes
     ----------
     centroids : (D, K, s)
+        Where a group has at least K distinct points of some weight, each is the nearest of one of them.
     codes : (n, D) int32
+        The nearest centroid of each point.
     objective : list of (D,) float64
-        Weighted sum of squared distances of each iteration's assignment; it never rises.
+        Weighted sum of squared distances after each iteration; but for rounding it never rises.
+
+    Examples
+    --------
+    >>> from dpq_ref import backend
+    >>> points = np.float32([[0], [1], [10], [11]])[:, None]  # 4 points, 1 group, width 1
+    >>> kmeans = KMeans(2, kernels=backend.get("numpy"), rng=np.random.default_rng(0)).fit(points)
+    >>> sorted(kmeans.centroids.ravel().tolist())
+    [0.5, 10.5]
     """
 
     def __init__(self, n_codes: int, *, kernels: Any, rng: np.random.Generator, max_iter: int = 25):
         self.n_codes, self.kernels, self.rng, self.max_iter = n_codes, kernels, rng, max_iter
 
-    def fit(self, points: Array, weights: Array | None = None) -> "KMeans":
+    def fit(self, points: Array, weights: Array | None = None, start: Array | None = None) -> "KMeans":
         """Fit centroids.
 
         Parameters
@@ -42,6 +53,8 @@ class KMeans:
         points : (n, D, s)
         weights : (n,), optional
             At least 0, not all 0.
+        start : (D, K, s), optional
+            Centroids to start from; k-means++ otherwise.
 
         Raises
         ------
@@ -51,19 +64,24 @@ class KMeans:
         n = len(points)
         if n < self.n_codes:
             raise ValueError(
-                f"n_codes={self.n_codes} needs at least {self.n_codes} rows, got {n}; lower n_codes or give more rows"
+                f"n_codes={self.n_codes} needs at least {self.n_codes} rows, got n_samples={n}; "
+                "lower n_codes or give more rows"
             )
-        weights = np.ones(n, points.dtype) if weights is None else weights.astype(points.dtype)
-        self.centroids = self._seed(points, weights)
+        weights = np.ones(n) if weights is None else weights.astype(np.float64)
+        self.centroids = self._seed(points, weights) if start is None else start.astype(points.dtype)
+        distances = self._assign(points)
         self.objective: list[Array] = []
-        self.codes, distances = self.kernels.nearest_code(points, self.centroids)
         for _ in range(self.max_iter):
-            self.centroids = self._means(points, weights, distances)
             before = self.codes
-            self.codes, distances = self.kernels.nearest_code(points, self.centroids)
-            self.objective.append((weights[:, None] * distances).sum(axis=0, dtype=np.float64))
+            self._move_to_means(points, weights)
+            self._revive(points, weights, distances)
+            distances = self._assign(points)
+            self.objective.append(np.einsum("i,ij->j", weights, distances))
             if np.array_equal(before, self.codes):
                 break
+        while self._revive(points, weights, distances):  # each time one more point has no error: it ends
+            distances = self._assign(points)
+            self.objective[-1] = np.einsum("i,ij->j", weights, distances)
         return self
 
     def _seed(self, points: Array, weights: Array) -> Array:
@@ -79,17 +97,15 @@ class KMeans:
         centroids[:, 0] = points[first, groups]
         nearest = self.kernels.nearest_code(points, centroids[:, :1])[1]
         for k in range(1, self.n_codes):
-            candidates = self._draw(weights[:, None] * nearest, trials)
-            closer = [
-                np.minimum(nearest, self.kernels.nearest_code(points, points[c, groups][:, None])[1])
-                for c in candidates
-            ]
-            best = np.argmin([weights @ c for c in closer], axis=0)
-            centroids[:, k] = points[candidates[best, groups], groups]
-            nearest = np.choose(best, closer)
+            drawn = points[self._draw(weights[:, None] * nearest, trials), groups]  # (trials, D, s)
+            distances = -self.kernels.euclidean_responses(points, drawn.swapaxes(0, 1))
+            np.minimum(distances, nearest[:, :, None], out=distances)  # (n, D, trials)
+            best = np.einsum("i,ijt->jt", weights, distances).argmin(axis=1)
+            centroids[:, k] = drawn[best, groups]
+            nearest = distances[:, groups, best]
         return centroids
 
-    def _draw(self, weights: Array, trials: int) -> np.ndarray:
+    def _draw(self, weights: Array, trials: int) -> NDArray[np.integer]:
         """Rows drawn by weight in each group, (n, D) -> (trials, D); evenly where all weights are 0."""
         cumulative = np.cumsum(weights, axis=0, dtype=np.float64)
         flat = cumulative[-1] <= 0
@@ -98,16 +114,36 @@ class KMeans:
         rows = [np.searchsorted(c, t, side="right") for c, t in zip(cumulative.T, targets.T, strict=True)]
         return np.minimum(np.stack(rows, axis=1), len(weights) - 1)
 
-    def _means(self, points: Array, weights: Array, distances: Array) -> Array:
-        """Weighted mean of each code's points; a code without points takes the point that is worst off."""
-        sums = self.kernels.sum_by_code(self.codes, weights[:, None, None] * points, self.n_codes)
+    def _assign(self, points: Array) -> Array:
+        """Set codes to the nearest centroids; squared distances (n, D)."""
+        self.codes, distances = self.kernels.nearest_code(points, self.centroids)
+        return distances
+
+    def _move_to_means(self, points: Array, weights: Array) -> None:
+        """Move each centroid to the weighted mean of its points, summed in float64 and rounded once.
+
+        So the centroid of equal points is that point, bit by bit. A code without weight stays.
+        """
+        n, D, s = points.shape
+        sums = np.zeros(self.centroids.shape)
+        step = max(1, BLOCK // (D * s))
+        for i in range(0, n, step):
+            block = weights[i : i + step, None, None] * points[i : i + step]
+            sums += self.kernels.sum_by_code(self.codes[i : i + step], block, self.n_codes)
         counts = self.kernels.count_codes(self.codes, weights, self.n_codes)
-        dead = counts == 0
-        centroids = sums / np.where(dead, 1, counts)[:, :, None]
+        alive = counts > 0
+        self.centroids = self.centroids.copy()
+        self.centroids[alive] = sums[alive] / counts[alive, None]
+
+    def _revive(self, points: Array, weights: Array, distances: Array) -> bool:
+        """Move each code without weight to one of the points that are worst off; tell whether any moved."""
+        dead = self.kernels.count_codes(self.codes, weights, self.n_codes) == 0
+        moved = False
         for j in np.flatnonzero(dead.any(axis=1)):
-            codes = np.flatnonzero(dead[j])
             error = weights * distances[:, j]
-            worst = np.argsort(-error, kind="stable")[: len(codes)]
-            # Where no point is off its centroid there is nothing to repair: any point will do.
-            centroids[j, codes] = points[worst, j]
-        return centroids.astype(points.dtype, copy=False)
+            worst = np.argsort(-error, kind="stable")[: dead[j].sum()]
+            worst = worst[error[worst] > 0]
+            codes = np.flatnonzero(dead[j])[: len(worst)]
+            self.centroids[j, codes] = points[worst, j]
+            moved |= len(worst) > 0
+        return moved

@@ -1,0 +1,36 @@
+"""Classical ways to shrink an embedding table, all with the interface of `baselines.base.Compressor`.
+
+Names are resolved when first asked for, since importing scikit-learn takes a second.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baselines.base import Compressor
+    from baselines.low_rank import LowRank
+    from baselines.product import ProductQuantizer
+    from baselines.scalar import UniformQuantizer
+
+    REGISTRY: dict[str, type[Compressor]]
+
+__all__ = ["REGISTRY", "Compressor", "LowRank", "ProductQuantizer", "UniformQuantizer"]
+
+METHODS = {  # name of the method: module, class
+    "product": ("product", "ProductQuantizer"),
+    "low-rank": ("low_rank", "LowRank"),
+    "uniform": ("scalar", "UniformQuantizer"),
+}
+MODULES = {"Compressor": "base", **{cls: module for module, cls in METHODS.values()}}
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return getattr(importlib.import_module(f"baselines.{MODULES[name]}"), name)
+    if name == "REGISTRY":
+        return {method: __getattr__(cls) for method, (_, cls) in METHODS.items()}
+    raise AttributeError(f"module 'baselines' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

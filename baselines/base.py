@@ -1,0 +1,99 @@
+"""The one interface of all baselines: a scikit-learn transformer that ends in a `Compressed` table.
+
+A table is compressed in three words::
+
+    quantizer = ProductQuantizer(n_groups=50, n_codes=32).fit(table, sample_weight=counts)
+    quantizer.compress().save("table.safetensors")
+    quantizer.transform(new_rows)
+
+Everything is learned in the dtype of the table. What `compress` stores is float32 whatever that dtype was,
+as in all published compression ratios.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import validate_data
+
+from dpq_ref import checks
+from dpq_ref.compressed import Compressed
+from dpq_ref.kernels.reference import Array
+
+
+class Compressor(TransformerMixin, BaseEstimator, ABC):
+    """A method that compresses an embedding table.
+
+    A subclass validates in `fit` through `_table` and `_weights`, and in `transform` through `_rows`.
+    """
+
+    @abstractmethod
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Learn from a table.
+
+        Parameters
+        ----------
+        X : (n, d) array_like
+            The embedding table, a row a word. float32 and float64 stay as they are; the rest becomes float32.
+        y : ignored
+        sample_weight : (n,) array_like, optional
+            Frequencies of the words, at least 0 and not all 0: the squared error of a row counts that often.
+        """
+
+    @abstractmethod
+    def transform(self, X: Any) -> np.ndarray:
+        """Codes or coefficients of rows, (n, d) -> (n, ...)."""
+
+    @abstractmethod
+    def inverse_transform(self, Z: Any) -> Array:
+        """Rows of codes or coefficients, (n, ...) -> (n, d)."""
+
+    @abstractmethod
+    def compress(self) -> Compressed:
+        """Compressed form of the table that this was fitted on."""
+
+    def __sklearn_tags__(self) -> Any:
+        """Add for scikit-learn that `transform` does not keep the dtype: codes are integers."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _table(self, X: Any) -> Array:
+        """Check the table in `fit`: (n, d), finite."""
+        return self._check(X, reset=True)
+
+    def _rows(self, X: Any) -> Array:
+        """Check rows in `transform`: (n, d), finite, with the d of `fit`."""
+        return self._check(X, reset=False)
+
+    def _check(self, X: Any, reset: bool) -> Array:
+        """Scikit-learn sees to shape, dtype and feature names; `as_table` counts what is not finite."""
+        dtypes = [np.float32, np.float64]
+        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
+        return checks.as_table(X)
+
+    @staticmethod
+    def _weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
+        """Check weights, (n,) float64; none given: all 1.
+
+        Raises
+        ------
+        ValueError
+            If they are not n finite numbers of at least 0, or all 0.
+        """
+        if sample_weight is None:
+            return np.ones(n)
+        weights = np.asarray(sample_weight, np.float64)
+        if weights.shape != (n,):
+            raise ValueError(f"sample_weight has shape {weights.shape}; for {n} rows it takes ({n},)")
+        bad = ~(np.isfinite(weights) & (weights >= 0))
+        if bad.any():
+            raise ValueError(
+                f"sample_weight must be finite and at least 0; {int(bad.sum())} of {n} are not, "
+                f"the first {weights[bad][0]} in row {int(bad.argmax())}"
+            )
+        if not weights.any():
+            raise ValueError("sample_weight is 0 in all rows; it takes at least one above 0")
+        return weights
