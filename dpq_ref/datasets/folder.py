@@ -1,0 +1,195 @@
+r"""A folder with a training and a test file: the csv sets of Zhang, Zhao and LeCun (2015), or as tsv.
+
+csv: label first, then the text in one field or more, quoted, quotes inside doubled. A backslash stands for a
+line break and escapes nothing. The sets' own readme has a line break as ``\n``, AG News in fact as ``\``
+alone: what most backslashes of a file are holds for the whole file.
+
+tsv: ``label<TAB>text``, cut at the first tab; nothing is quoted or escaped. A further column, such as the
+stars of some IMDB files, would be read as text: take it out first.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dpq_ref.datasets.text import TextDataset, build_dataset
+
+__all__ = ["load_folder"]
+
+_DATA_FILE = re.compile(r"(train|test)[^.]*\.(csv|tsv)(\.gz|\.xz)?")
+
+
+def load_folder(
+    path: str | os.PathLike[str], *, min_count: int = 2, validation_fraction: float = 0.1, seed: int = 0
+) -> TextDataset:
+    """Load a text classification set from a folder.
+
+    Parameters
+    ----------
+    path : path
+        A folder with one file ``train*`` and one ``test*``, each ``.csv`` or ``.tsv``, plain or packed
+        (``.gz``, ``.xz``), in UTF-8. Of several test files that one counts which has the format of the
+        training file. ``classes.txt``, where there is one, names a class a line: the classes in numerical
+        order, or sorted where the labels are no integers. Where its names are the labels themselves, they go
+        by name.
+    min_count : int, default 2
+        Words that come less often in training become ``"<unk>"``.
+    validation_fraction : float, default 0.1
+        Part of the training documents to validate on, ``0 <= validation_fraction < 1``.
+    seed : int, default 0
+        Which documents these are.
+
+    Returns
+    -------
+    TextDataset
+        Named after the folder. Documents without a token are kept.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder or file is missing; the message says what was looked for.
+    ValueError
+        If the choice of files is ambiguous, a file is damaged, a row has no label or no text field (naming
+        file and line), a test label does not come in training, or `classes.txt` does not fit the labels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for file in "train.csv", "test.csv":
+    ...         _ = Path(folder, file).write_text('"3","Title","its text"')
+    ...     data = load_folder(folder, min_count=1)
+    >>> data.label_names, [data.vocabulary[i] for i in data.test.pad([0])[0]]
+    (('3',), ['title', 'its', 'text'])
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction}; takes 0 <= validation_fraction < 1")
+    folder = Path(path)
+    train_file, test_file = _find(folder)
+    train, test = _rows(train_file), _rows(test_file)
+    if not train:
+        raise ValueError(f"{train_file}: no documents")
+
+    labels = {label for _, label, _ in train}
+    for line, label, _ in test:
+        if label not in labels:
+            raise ValueError(f"{test_file}, line {line}: label {label!r} does not come in {train_file.name}")
+    ordered, names = _classes(folder, labels)
+    number = {label: i for i, label in enumerate(ordered)}
+
+    n_validation = min(round(validation_fraction * len(train)), len(train) - 1)
+    shuffled = np.random.default_rng(seed).permutation(len(train))
+    rows = {  # back in file order: a seed chooses documents, it does not order them
+        "train": [train[i] for i in np.sort(shuffled[n_validation:])],
+        "validation": [train[i] for i in np.sort(shuffled[:n_validation])],
+        "test": test,
+    }
+    return build_dataset(
+        folder.resolve().name,
+        {split: [(text, number[label]) for _, label, text in rows[split]] for split in rows},
+        min_count=min_count,
+        label_names=names,
+        provenance={
+            "sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (train_file, test_file)},
+            "min_count": min_count,
+            "validation_fraction": validation_fraction,
+            "seed": seed,
+            "documents": {split: len(rows[split]) for split in rows},
+        },
+    )
+
+
+def _find(folder: Path) -> tuple[Path, Path]:
+    """Return the training and the test file."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    found: dict[str, dict[Path, str]] = {"train": {}, "test": {}}
+    for file in sorted(folder.iterdir()):
+        if match := _DATA_FILE.fullmatch(file.name):
+            found[match[1]][file] = match[2]
+    if len(found["train"]) == 1 and len(found["test"]) > 1:
+        (form,) = found["train"].values()
+        found["test"] = {f: x for f, x in found["test"].items() if x == form} or found["test"]
+    for part, files in found.items():
+        if not files:
+            raise FileNotFoundError(f"{folder}: no {part}*.csv or {part}*.tsv, plain, .gz or .xz")
+        if len(files) > 1:
+            raise ValueError(f"{folder}: which is the {part} file: {', '.join(f.name for f in files)}?")
+    return next(iter(found["train"])), next(iter(found["test"]))
+
+
+def _classes(folder: Path, labels: set[str]) -> tuple[list[str], list[str]]:
+    """Return the labels in the order of their ids, and their names."""
+    integers = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    ordered = sorted(labels, key=lambda label: (int(label) if integers else 0, label))
+    file = folder / "classes.txt"
+    if not file.exists():
+        return ordered, ordered
+    names = [line.strip() for line in _read(file).rstrip().split("\n")]
+    if set(names) == labels:
+        ordered = names
+    if len(names) != len(ordered):
+        raise ValueError(f"{file}: {len(names)} names for {len(ordered)} labels ({', '.join(ordered[:20])})")
+    return ordered, names
+
+
+def _read(file: Path) -> str:
+    """Return the whole text of a file; line ends stay as they are."""
+    content = file.read_bytes()
+    try:
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+        elif file.suffix == ".xz":
+            content = lzma.decompress(content)
+        return content.decode("utf-8-sig")
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{file}: damaged or not UTF-8: {error}") from error
+
+
+def _rows(file: Path) -> list[tuple[int, str, str]]:
+    """Return (line number, label, text) of each document."""
+    cut = _csv_rows if ".csv" in file.suffixes else _tsv_rows
+    rows = []
+    for line, label, *fields in cut(file):
+        label = label.strip()
+        if not label:
+            raise ValueError(f"{file}, line {line}: no label")
+        if not fields:
+            raise ValueError(f"{file}, line {line}: no text field after the label {label[:40]!r}")
+        rows.append((line, label, " ".join(fields)))
+    return rows
+
+
+def _tsv_rows(file: Path) -> Iterator[tuple]:
+    lines = _read(file).split("\n")  # not splitlines(): U+2028, U+0085 and others come inside texts
+    if lines[-1] == "":
+        lines.pop()
+    for line, row in enumerate(lines, 1):
+        yield line, *row.split("\t", 1)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple]:
+    content = _read(file)
+    line_break = re.compile(r"\\n?" if 2 * content.count(r"\n") > content.count("\\") else r"\\")
+    reader = csv.reader(io.StringIO(content, newline="\n"), strict=True)
+    limit = csv.field_size_limit(len(content) + 1)  # the module stops at 131,072 characters otherwise
+    line = 1
+    try:
+        for row in reader:
+            yield line, *(line_break.sub(" ", column) for column in row or [""])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {line}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
