@@ -1,0 +1,169 @@
+"""From a grid to results and figures, on a folder of small texts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dpq_ref.cli import main
+from figures import plot, run
+
+GRID = """
+name = "toy"
+dataset = "toy"
+data = "set by --data"
+seeds = [0, 1]
+dim = 12
+hidden = 8
+
+[plan]
+steps = 30
+batch_size = 16
+learning_rate = 1e-2
+evaluate_every = 10
+
+[[method]]
+name = "full"
+
+[[method]]
+name = "dpq-sx"
+n_groups = [3, 6]
+n_codes = 4
+
+[[method]]
+name = "product"
+n_groups = 3
+n_codes = 4
+weighted = [false, true]
+
+[[method]]
+name = "uniform"
+n_bits = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Texts of two classes in train.tsv and test.tsv, and the grid."""
+    path = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 200), ("test", 50)):
+        words = [rng.choice(["ab", "ac", "ad"] if i % 2 else ["bb", "bc", "bd"], 5) for i in range(n)]
+        lines = [f"{i % 2}\t{' '.join(w)}" for i, w in enumerate(words)]
+        (path / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
+    (path / "grid.toml").write_text(GRID, encoding="utf8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    """Output of the command on that grid."""
+    output = tmp_path_factory.mktemp("results") / "toy"
+    arguments = ["compare", "--grid", folder / "grid.toml", "--data", folder, "--output", output, "--jobs", "1"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def test_lists_of_a_grid_stand_for_each_of_their_entries(folder):
+    grid = run.read_grid(folder / "grid.toml")
+    assert [method for method, _ in grid.methods] == ["full", "dpq-sx", "dpq-sx", "product", "product", "uniform"]
+    assert grid.methods[2] == ("dpq-sx", {"n_groups": 6, "n_codes": 4})
+    assert grid.plan.steps == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(("seeds", "sneeds"), "seeds"), (("steps", "stops"), "stops"), (('name = "full"', 'name = "dpq-vq"'), "full")],
+)
+def test_a_bad_grid_is_refused_by_name(folder, tmp_path, change, message):
+    (tmp_path / "grid.toml").write_text(GRID.replace(*change), encoding="utf8")
+    with pytest.raises(ValueError, match=message):
+        run.read_grid(tmp_path / "grid.toml")
+
+
+def test_results_have_all_runs_in_the_promised_columns(results):
+    with open(results / "results.csv", encoding="utf8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == plot.COLUMNS
+    accuracy = [row for row in rows if row["metric"] == "accuracy"]
+    assert len(accuracy) == 12
+    assert {row["method"] for row in rows} == {"full", "dpq-sx", "product", "uniform"}
+    assert all(float(row["value"]) > 80 for row in accuracy if row["method"] in ("full", "dpq-sx"))
+    product = next(row for row in accuracy if row["method"] == "product")
+    n = 8  # <pad>, <unk> and six words
+    assert int(product["bits"]) == n * 3 * 2 + 32 * 4 * 12
+    assert float(product["compression_ratio"]) == pytest.approx(32 * n * 12 / int(product["bits"]), abs=1e-4)
+
+
+def test_every_record_says_where_it_came_from(results):
+    for path in (results / "runs").iterdir():
+        record = json.loads(path.read_text(encoding="utf8"))
+        assert len(record["specification"]["sha256"]) == 64
+        assert record["environment"]["numpy"] == np.__version__
+        assert sum(record["bits"].values()) > 0 and record["process_peak_memory_bytes"] > 0
+
+
+def test_figures_come_with_their_numbers_and_repeat_to_the_byte(results):
+    names = {"accuracy", "reconstruction", "code_usage"}
+    before = {}
+    for name in names:
+        assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len((results / f"{name}.csv").read_text(encoding="utf8").splitlines()) > 1
+        before[name] = (results / f"{name}.svg").read_bytes()
+    result = CliRunner().invoke(main, ["plot", str(results)])
+    assert result.exit_code == 0, result.output
+    assert {name: (results / f"{name}.svg").read_bytes() for name in names} == before
+
+
+def test_an_interrupted_job_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    grid = run.read_grid(folder / "grid.toml", str(folder))
+    executed = []
+
+    def interrupted(*arguments):
+        executed.append(arguments[1].name)
+        if len(executed) == 5:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = run.execute
+    monkeypatch.setattr(run, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_grid(grid, tmp_path, jobs=1)
+    first = list(executed)
+    records = run.run_grid(grid, tmp_path, jobs=1)
+    again = executed[len(first) :]
+    assert not set(first[:4]) & set(again)
+    assert sorted(set(first) | set(again)) == sorted(record["name"] for record in records)
+    assert not (tmp_path / ".work").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 12
+
+
+def test_a_failed_run_is_recorded_and_stops_no_other(folder, tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID.replace("n_groups = 3\n", "n_groups = 5\n"), encoding="utf8")
+    grid = run.read_grid(tmp_path / "grid.toml", str(folder))
+    records = run.run_grid(grid, tmp_path / "out", jobs=1)
+    failed = [record for record in records if "error" in record]
+    assert len(records) == 12 and len(failed) == 4
+    assert all("divisors near 5" in record["error"] for record in failed)
+
+
+def test_pareto_front_by_hand():
+    def cell(ratio, value):
+        return plot.Cell("product", "", 1.0, ratio, (value,), 1.0)
+
+    cells = [cell(1, 90.0), cell(2, 91.0), cell(4, 80.0), cell(4, 85.0), cell(8, 85.0)]
+    assert [(c.ratio, c.mean) for c in plot.pareto(cells, "higher")] == [(2, 91.0), (8, 85.0)]
+    assert [(c.ratio, c.mean) for c in plot.pareto(cells, "lower")] == [(4, 80.0), (8, 85.0)]
+
+
+def test_spread_is_the_standard_deviation_over_seeds():
+    assert plot.Cell("full", "", 1.0, 1.0, (1.0, 3.0), 1.0).spread == pytest.approx(np.sqrt(2))
+    assert plot.Cell("full", "", 1.0, 1.0, (1.0,), 1.0).spread == 0
+
+
+def test_no_results_is_an_error_that_says_so(tmp_path):
+    result = CliRunner().invoke(main, ["plot", str(tmp_path)])
+    assert result.exit_code == 1 and "no results" in result.output
