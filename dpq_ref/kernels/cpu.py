@@ -1,13 +1,15 @@
 """The primitives of `reference` for the CPU, as explicit loops compiled by Numba.
 
-Each primitive is two functions. The public one checks shapes and indices at the door, allocates the result and
-calls the private one, which is nothing but the loops. Sizes are run-time arguments and nothing compiles at
-import, so the compiled kernels are found in the cache by the next process.
+Each primitive is two functions. The public one checks shapes and indices at the door, allocates the result
+and calls the private one, which is nothing but the loops. Sizes are run-time arguments and nothing compiles
+at import, so the next process finds the compiled kernels in the cache.
 
 The result does not depend on the number of threads, bit by bit: every thread owns the rows, the groups or the
 columns that it writes. Where a sum runs over the batch as well, each block of ROWS rows has its own partial
 sum, and the partial sums are added in the order of the batch.
 """
+
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -22,8 +24,8 @@ COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
-_serial = njit(cache=True, nogil=True, error_model="numpy")
-_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+_serial: Any = njit(cache=True, nogil=True, error_model="numpy")
+_parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
 # --- The door -------------------------------------------------------------------------------------------
@@ -35,7 +37,9 @@ def _inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     So a kernel compiles once per dtype, memory-mapped tables included, and one that wrote to its input would
     not compile at all.
     """
-    views = [np.require(a.astype(dtype, casting="same_kind", copy=False), None, "CA").view() for a in arrays]
+    views = [
+        np.require(a.astype(dtype, casting="same_kind", copy=False), None, ["C", "A"]).view() for a in arrays
+    ]
     for view in views:
         view.flags.writeable = False
     return views
@@ -72,7 +76,7 @@ def _gather(table, ids, out):
 
 
 def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
-    """As `reference.scatter_add`; every thread owns columns, so repeated ids need neither locks nor a sort."""
+    """As `reference.scatter_add`; every thread owns columns, so repeated ids need no lock and no sort."""
     check_range("ids", ids, n_rows)
     _check_shape("ids", ids, len(rows))
     out = np.zeros((n_rows, rows.shape[1]), rows.dtype)
@@ -119,7 +123,7 @@ def _dot_responses(query, keys, responses):
 
 
 def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tuple[Array, Array]:
-    """As `reference.dot_responses_backward`; the sums over the batch are in float64."""
+    """As `reference.dot_responses_backward`; the partial sums of d_keys are added up in float64."""
     b, D, s = query.shape
     _check_book("keys", keys, D, s)
     _check_shape("d_responses", d_responses, b, D, keys.shape[1])
@@ -151,15 +155,23 @@ def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
                     d_q[j] += d_r[k, j] * keys[c, k, j]
             for j in range(D):
                 d_query[i, j, c] = d_q[j]
-    for block in prange((D + GROUPS - 1) // GROUPS):
-        start = block * GROUPS
-        stop = min(start + GROUPS, D)
-        for i in range(b):
-            for j in range(start, stop):
+    for group_block in prange((D + GROUPS - 1) // GROUPS):
+        first = group_block * GROUPS
+        last = min(first + GROUPS, D)
+        partial = np.empty((s, K), query.dtype)
+        for start in range(0, b, ROWS):
+            for j in range(first, last):
                 for c in range(s):
-                    x = np.float64(query[i, j, c])
                     for k in range(K):
-                        d_keys[j, c, k] += d_responses[i, j, k] * x
+                        partial[c, k] = 0
+                for i in range(start, min(start + ROWS, b)):
+                    for c in range(s):
+                        x = query[i, j, c]
+                        for k in range(K):
+                            partial[c, k] += d_responses[i, j, k] * x
+                for c in range(s):
+                    for k in range(K):
+                        d_keys[j, c, k] += partial[c, k]
 
 
 def euclidean_responses(query: Array, keys: Array) -> Array:
@@ -610,11 +622,11 @@ def adam(
     """As `reference.adam`."""
     for name, array in (("gradient", gradient), ("first", first), ("second", second)):
         _check_shape(name, array, *parameter.shape)
-    real = parameter.dtype.type
     new = np.empty((3, *parameter.shape), parameter.dtype)
     flat = [a.reshape(-1) for a in _inputs(parameter.dtype, parameter, gradient, first, second)]
-    rates = learning_rate / (1 - beta1**step), beta1, 1 - beta1, beta2, 1 - beta2, 1 / (1 - beta2**step), epsilon
-    _adam(*flat, *map(real, rates), new.reshape(3, -1))
+    rate, unbias = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
+    numbers = np.array([rate, beta1, 1 - beta1, beta2, 1 - beta2, unbias, epsilon]).astype(parameter.dtype)
+    _adam(*flat, *numbers, new.reshape(3, -1))
     return new[0], new[1], new[2]
 
 

@@ -352,7 +352,7 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
 
 
-# --- Pooling and the optimizer --------------------------------------------------------------------------------
+# --- Pooling and the optimizer ------------------------------------------------------------------------------
 
 
 def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
@@ -369,7 +369,8 @@ def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
     (b, w)
     """
     kept = np.where(mask[:, :, None], vectors, vectors.dtype.type(0))
-    return (kept.sum(axis=1, dtype=np.float64) / np.maximum(mask.sum(axis=1), 1)[:, None]).astype(vectors.dtype)
+    length = np.maximum(mask.sum(axis=1), 1)[:, None]
+    return (kept.sum(axis=1, dtype=np.float64) / length).astype(vectors.dtype)
 
 
 def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:

@@ -1,0 +1,395 @@
+"""The contract of the kernel sets: each primitive of `reference`, and what "equal" means for it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numba
+import numpy as np
+import pytest
+
+from dpq_ref.kernels import cpu, reference
+
+KERNEL_SETS = [cpu]
+DTYPES = [np.float32, np.float64]
+SMOOTH = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
+BITWISE, CLOSE = "bitwise", "close"
+
+D, K, S, N = 5, 11, 3, 17  # no multiple of a vector, and more than one block of groups in the threads test
+
+
+@dataclass
+class Row:
+    """One primitive: what equal means, and its arguments for a batch of b rows."""
+
+    equal: str
+    arguments: Callable[..., tuple]
+    nan: tuple[int, ...] = ()  # the arguments that may hold NaN
+
+
+class Draw:
+    """Random arguments; ids and codes repeat, and values tie because they lie on a coarse grid when asked."""
+
+    def __init__(self, dtype, b, n_groups=D, seed=0, grid=False):
+        self.dtype, self.b, self.D, self.grid = dtype, b, n_groups, grid
+        self.rng = np.random.default_rng(seed)
+
+    def real(self, *shape):
+        x = self.rng.standard_normal(shape)
+        return (np.round(x) if self.grid else x).astype(self.dtype)
+
+    def positive(self, *shape):
+        return np.abs(self.real(*shape)) + self.dtype(0.1)
+
+    def below(self, stop, *shape):
+        return self.rng.integers(0, stop, shape)
+
+    def counts(self):
+        return self.below(4, self.b).astype(self.dtype)
+
+    def book(self):
+        return self.real(self.D, K, S)
+
+    def query(self):
+        return self.real(self.b, self.D, S)
+
+    def responses(self):
+        return self.real(self.b, self.D, K)
+
+    def codes(self):
+        return self.below(K, self.b, self.D).astype(np.int32)
+
+
+def packed(d: Draw) -> tuple:
+    stream = reference.pack_codes(d.below(8, N, d.D), 3)
+    return stream, 3, d.below(N, d.b), d.D
+
+
+# Copies, integers and choices are bitwise; so is whatever adds in a stated order. The rest is smooth.
+CONTRACT = {
+    # copies and integers
+    "check_range": Row(BITWISE, lambda d: ("ids", d.below(N, d.b), N)),
+    "scalar_like": Row(BITWISE, lambda d: (d.real(1), 0.1)),
+    "distinct": Row(BITWISE, lambda d: (d.below(N, d.b),)),
+    "gather": Row(BITWISE, lambda d: (d.real(N, 7), d.below(N, d.b)), nan=(0,)),
+    "decode": Row(BITWISE, lambda d: (d.codes(), d.book()), nan=(1,)),
+    "pack_codes": Row(BITWISE, lambda d: (d.codes(), 5)),
+    "unpack_codes": Row(BITWISE, packed),
+    # choices
+    "argmax_code": Row(BITWISE, lambda d: (d.responses(),), nan=(0,)),
+    "nearest_code": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
+    # smooth maps
+    "dot_responses": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
+    "dot_responses_backward": Row(CLOSE, lambda d: (d.responses(), d.query(), d.book()), nan=(0, 1, 2)),
+    "euclidean_responses": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
+    "batch_norm": Row(CLOSE, lambda d: (d.responses(), d.counts(), 1e-3), nan=(0,)),
+    "batch_norm_backward": Row(
+        CLOSE, lambda d: (d.responses(), d.responses(), d.positive(K), d.counts(), 1e-3), nan=(0, 1, 2)
+    ),
+    "batch_norm_apply": Row(
+        BITWISE, lambda d: (d.responses(), d.real(K), d.positive(K), 1e-3), nan=(0, 1, 2)
+    ),
+    "softmax": Row(CLOSE, lambda d: (d.responses(), 0.7), nan=(0,)),
+    "softmax_backward": Row(CLOSE, lambda d: (d.responses(), d.positive(d.b, d.D, K), 0.7), nan=(0, 1)),
+    "mean_pool": Row(CLOSE, lambda d: (d.real(d.b, 6, 7), d.real(d.b, 6) > 0), nan=(0,)),
+    "mean_pool_backward": Row(CLOSE, lambda d: (d.real(d.b, 7), d.real(d.b, 6) > 0), nan=(0,)),
+    "adam": Row(
+        CLOSE,
+        lambda d: (*(d.real(d.b, 7) for _ in range(3)), d.positive(d.b, 7), 3, 1e-2, 0.9, 0.99, 1e-8),
+        nan=(0, 1, 2, 3),
+    ),
+    # sums over ids
+    "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
+    "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
+    "count_codes": Row(BITWISE, lambda d: (d.codes(), d.counts(), K), nan=(1,)),
+}
+
+
+def functions(module) -> dict[str, Any]:
+    """Public functions of a kernel set, whether defined there or taken over."""
+    return {name: f for name, f in vars(module).items() if inspect.isfunction(f) and name[0] != "_"}
+
+
+def as_tuple(result) -> tuple:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_equal(equal, actual, expected):
+    """Same types, shapes and NaN; bitwise, or within the tolerance relative to the largest magnitude."""
+    actual, expected = as_tuple(actual), as_tuple(expected)
+    assert len(actual) == len(expected)
+    for x, y in zip(actual, expected, strict=True):
+        if y is None:
+            assert x is None
+            continue
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        if equal == BITWISE:
+            np.testing.assert_array_equal(x, y)
+        else:
+            largest = np.max(np.abs(y), where=np.isfinite(y), initial=0)
+            np.testing.assert_allclose(x, y, rtol=0, atol=SMOOTH[y.dtype] * largest)
+
+
+def check(module, name, arguments):
+    """Equal to the reference, with the inputs as they were."""
+    before = [np.array(a, copy=True) if isinstance(a, np.ndarray) else a for a in arguments]
+    expected = getattr(reference, name)(*before)
+    actual = getattr(module, name)(*arguments)
+    assert_equal(CONTRACT[name].equal, actual, expected)
+    for a, old in zip(arguments, before, strict=True):
+        np.testing.assert_array_equal(a, old)
+    for x in as_tuple(actual):
+        assert not any(np.may_share_memory(x, a) for a in arguments if isinstance(x, np.ndarray))
+
+
+def map_arrays(change, arguments) -> tuple:
+    return tuple(change(a) if isinstance(a, np.ndarray) else a for a in arguments)
+
+
+def strided(array):
+    """The same numbers as every other entry of a larger array, along each axis, backwards along the first."""
+    wide = np.full([2 * n for n in array.shape], 77, array.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in array.shape)][::-1]
+    view[...] = array
+    return view
+
+
+def frozen(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+LAYOUTS = {"C": np.ascontiguousarray, "Fortran": np.asfortranarray, "strided": strided, "read-only": frozen}
+
+each_set = pytest.mark.parametrize("module", KERNEL_SETS, ids=lambda m: m.__name__.rpartition(".")[2])
+each_primitive = pytest.mark.parametrize("name", CONTRACT)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+
+
+def test_contract_is_complete():
+    assert set(CONTRACT) == set(functions(reference))
+
+
+@each_set
+def test_same_names_and_signatures(module):
+    ours, theirs = functions(module), functions(reference)
+    ours.pop("njit", None)
+    assert set(ours) == set(theirs)
+    for name, function in theirs.items():
+        assert inspect.signature(ours[name]) == inspect.signature(function), name
+    assert hasattr(module, "xp")
+
+
+@each_set
+@each_primitive
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(module, name, dtype, layout):
+    arguments = CONTRACT[name].arguments(Draw(dtype, 70))
+    check(module, name, map_arrays(LAYOUTS[layout], arguments))
+
+
+@each_set
+@each_primitive
+@each_dtype
+@pytest.mark.parametrize("b", [0, 1, 2, 64, 65, 131])
+def test_batch_sizes(module, name, dtype, b):
+    check(module, name, CONTRACT[name].arguments(Draw(dtype, b, seed=b)))
+
+
+@each_set
+@each_primitive
+@each_dtype
+def test_ties_and_repeats(module, name, dtype):
+    """Rounded inputs: keys, distances and responses that tie in nearly every row."""
+    check(module, name, CONTRACT[name].arguments(Draw(dtype, 40, grid=True)))
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("name", [name for name, row in CONTRACT.items() if row.nan])
+def test_nan(module, name, dtype):
+    """NaN in a tenth of one input after the other: the same entries become NaN, the same codes are chosen."""
+    for place in CONTRACT[name].nan:
+        d = Draw(dtype, 40, seed=place)
+        arguments = CONTRACT[name].arguments(d)
+        arguments[place][d.rng.random(arguments[place].shape) < 0.1] = np.nan
+        with np.errstate(invalid="ignore"):
+            check(module, name, arguments)
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinity(module, dtype, value):
+    """Logits of minus infinity have probability 0; distances to keys at infinity are never the smallest."""
+    d = Draw(dtype, 30)
+    responses, book = d.responses(), d.book()
+    responses[d.rng.random(responses.shape) < 0.2] = value
+    book[:, ::2, 0] = value
+    with np.errstate(invalid="ignore"):
+        check(module, "softmax", (responses, 0.7))
+        check(module, "argmax_code", (responses,))
+        check(module, "argmax_code", (np.full_like(responses, value),))
+        check(module, "nearest_code", (d.query(), book))
+
+
+@each_set
+@each_primitive
+@each_dtype
+def test_threads(module, name, dtype):
+    """1, 2 and 4 threads: the same bits, with more blocks of rows and of groups than threads."""
+    arguments = CONTRACT[name].arguments(Draw(dtype, 700, n_groups=37))
+    results = []
+    before = numba.get_num_threads()
+    try:
+        for n in (1, 2, 4):
+            numba.set_num_threads(n)
+            results.append(as_tuple(getattr(module, name)(*arguments)))
+    finally:
+        numba.set_num_threads(before)
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert x is None or x.tobytes() == y.tobytes()
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize(
+    "name", ["dot_responses", "dot_responses_backward", "euclidean_responses", "nearest_code", "decode"]
+)
+def test_shared_codebook(module, name, dtype):
+    *others, book = CONTRACT[name].arguments(Draw(dtype, 70))
+    check(module, name, (*others, book[:1]))
+
+
+@each_set
+@each_dtype
+def test_softmax_over_its_whole_range(module, dtype):
+    """Differences from 0 to beyond the smallest number: the exponential of each kernel set, entry by entry."""
+    logits = -np.linspace(0, 800, 4001).astype(dtype).reshape(1, 1, -1)
+    actual = module.softmax(logits, 1.0)
+    expected = reference.softmax(logits, 1.0)
+    normal = expected > np.finfo(dtype).tiny * 1e3
+    np.testing.assert_allclose(actual[normal], expected[normal], rtol=2e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(actual[~normal], 0, atol=np.finfo(dtype).tiny * 1e3)
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@each_dtype
+@pytest.mark.parametrize("responses", ["dot_responses", "euclidean_responses"])
+def test_responses_do_not_depend_on_the_batch(module, dtype, responses):
+    """A row gets the same bits in any order, alone, and in batches of 2 and 7; so a code is a code."""
+    d = Draw(dtype, 70)
+    query, book = d.query(), d.book()
+    function = getattr(module, responses)
+    whole = function(query, book)
+    order = d.rng.permutation(70)
+    np.testing.assert_array_equal(function(query[order], book), whole[order])
+    for size in (1, 2, 7):
+        parts = [function(query[i : i + size], book) for i in range(0, 70, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    codes, distances = module.nearest_code(query, book)
+    for i in range(70):
+        code, distance = module.nearest_code(query[i : i + 1], book)
+        assert (code[0] == codes[i]).all() and (distance[0] == distances[i]).all()
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_any_integer_type(module, integer):
+    d = Draw(np.float32, 20)
+    codes, ids = d.codes().astype(integer), d.below(N, 20).astype(integer)
+    table, query, book = d.real(N, 7), d.query(), d.book()
+    stream = reference.pack_codes(d.below(8, N, D), 3)
+    np.testing.assert_array_equal(module.gather(table, ids), table[ids.astype(int)])
+    np.testing.assert_array_equal(module.decode(codes, book), reference.decode(d_int(codes), book))
+    np.testing.assert_array_equal(
+        module.sum_by_code(codes, query, K), reference.sum_by_code(d_int(codes), query, K)
+    )
+    np.testing.assert_array_equal(module.pack_codes(codes, 4), reference.pack_codes(d_int(codes), 4))
+    np.testing.assert_array_equal(
+        module.unpack_codes(stream, 3, ids, D), reference.unpack_codes(stream, 3, d_int(ids), D)
+    )
+    counts = module.count_codes(codes, np.arange(20), K)
+    assert counts.dtype == np.int64 and counts.sum() == D * 190
+
+
+def d_int(array):
+    return array.astype(np.int64)
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@each_dtype
+def test_integer_counts_keep_the_dtype(module, dtype):
+    """The counts of `distinct` are integers; float32 responses stay float32."""
+    d = Draw(dtype, 20)
+    counts = d.below(4, 20)
+    normalized, _, variance = module.batch_norm(d.responses(), counts, 1e-3)
+    assert normalized.dtype == variance.dtype == dtype
+    assert module.batch_norm_backward(d.responses(), normalized, variance, counts, 1e-3).dtype == dtype
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_indices_out_of_range(module, bad):
+    x, ids, codes = np.zeros((4, 3)), np.array([0, bad, 1]), np.array([[0], [bad], [1]])
+    calls: list[Callable[[], Any]] = [
+        lambda: module.check_range("ids", ids, 4),
+        lambda: module.gather(x, ids),
+        lambda: module.scatter_add(ids, x[:3], 4),
+        lambda: module.decode(codes, x[None]),
+        lambda: module.sum_by_code(codes, x[:3, None], 4),
+        lambda: module.count_codes(codes, np.ones(3), 4),
+        lambda: module.pack_codes(codes, 2),
+        lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
+    ]
+    for call in calls:
+        with pytest.raises(IndexError, match=rf"must lie in \[0, 4\), got {bad}"):
+            call()
+
+
+@each_set
+def test_shapes_are_checked(module):
+    """Loops without bounds checks must not be reached by arrays that do not fit."""
+    d = Draw(np.float32, 6)
+    r, q, book, counts = d.responses(), d.query(), d.book(), d.counts()
+    codes, ids, mask = d.codes(), d.below(N, 6), d.real(6, 4) > 0
+    k = r[0, 0]
+    calls: list[Callable[[], Any]] = [
+        lambda: module.gather(r[:, 0], codes[:, :2] % 6),
+        lambda: module.scatter_add(ids[:5], r[:, 0], N),
+        lambda: module.dot_responses(q, book[:2]),
+        lambda: module.dot_responses(q, book[:, :, :2]),
+        lambda: module.euclidean_responses(q, book[:, :0]),
+        lambda: module.nearest_code(q, book[:2]),
+        lambda: module.dot_responses_backward(r[:5], q, book),
+        lambda: module.batch_norm(r, counts[:5], 1e-3),
+        lambda: module.batch_norm_apply(r, k[:2], k, 1e-3),
+        lambda: module.batch_norm_apply(r, k, k[:2], 1e-3),
+        lambda: module.batch_norm_backward(r[:5], r, k, counts, 1e-3),
+        lambda: module.batch_norm_backward(r, r, k, counts[:5], 1e-3),
+        lambda: module.softmax_backward(r[:5], r, 1.0),
+        lambda: module.decode(codes, book[:2]),
+        lambda: module.sum_by_code(codes[:5], q, K),
+        lambda: module.count_codes(codes, counts[:5], K),
+        lambda: module.mean_pool(q, mask),
+        lambda: module.mean_pool_backward(q[:5, 0], mask),
+        lambda: module.adam(q, q, q, q[:5], 1, 0.1, 0.9, 0.99, 1e-8),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="must have shape"):
+            call()
+
+
+@each_set
+@each_dtype
+def test_the_largest_packed_numbers(module, dtype):
+    for n_bits in range(1, 17):
+        codes = np.random.default_rng(n_bits).integers(0, 1 << n_bits, (9, 7))
+        codes[0] = (1 << n_bits) - 1
+        check(module, "pack_codes", (codes, n_bits))
+        stream = reference.pack_codes(codes, n_bits)
+        check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
