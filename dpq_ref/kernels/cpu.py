@@ -37,11 +37,12 @@ def _inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     So a kernel compiles once per dtype, memory-mapped tables included, and one that wrote to its input would
     not compile at all.
     """
-    views = [
-        np.require(a.astype(dtype, casting="same_kind", copy=False), None, ["C", "A"]).view() for a in arrays
-    ]
-    for view in views:
+    views = []
+    for array in arrays:
+        cast = array.astype(dtype, casting="same_kind", copy=False)
+        view = np.require(cast, requirements=["C", "A"]).view()
         view.flags.writeable = False
+        views.append(view)
     return views
 
 

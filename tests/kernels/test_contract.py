@@ -1,8 +1,9 @@
 """The contract of the kernel sets: each primitive of `reference`, and what "equal" means for it."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ DTYPES = [np.float32, np.float64]
 SMOOTH = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
 BITWISE, CLOSE = "bitwise", "close"
 
-D, K, S, N = 5, 11, 3, 17  # no multiple of a vector, and more than one block of groups in the threads test
+D, K, S, N = 5, 11, 3, 17  # no multiples of a vector
 
 
 @dataclass
@@ -268,7 +269,7 @@ def test_shared_codebook(module, name, dtype):
 @each_set
 @each_dtype
 def test_softmax_over_its_whole_range(module, dtype):
-    """Differences from 0 to beyond the smallest number: the exponential of each kernel set, entry by entry."""
+    """Differences from 0 to beyond the smallest number: every entry by its own size."""
     logits = -np.linspace(0, 800, 4001).astype(dtype).reshape(1, 1, -1)
     actual = module.softmax(logits, 1.0)
     expected = reference.softmax(logits, 1.0)
