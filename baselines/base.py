@@ -75,6 +75,12 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
         return checks.as_table(X)
 
     @staticmethod
+    def _check_width(Z: np.ndarray, width: int) -> None:
+        """Check codes or coefficients in `inverse_transform`: (n, width)."""
+        if Z.ndim != 2 or Z.shape[1] != width:
+            raise ValueError(f"Z has shape {Z.shape}; it takes (rows, {width})")
+
+    @staticmethod
     def _weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
         """Check weights, (n,) float64; none given: all 1.
 
@@ -95,5 +101,5 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
                 f"the first {weights[bad][0]} in row {int(bad.argmax())}"
             )
         if not weights.any():
-            raise ValueError("sample_weight is 0 in all rows; it takes at least one above 0")
+            raise ValueError("sample_weight is zero in all rows; it takes at least one above 0")
         return weights

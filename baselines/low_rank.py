@@ -87,7 +87,9 @@ class LowRank(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of coefficients, (n, k) -> (n, d)."""
         check_is_fitted(self)
-        return checks.as_table(Z, "Z") @ self.components_
+        Z = checks.as_table(Z, "Z")
+        self._check_width(Z, len(self.components_))
+        return Z @ self.components_
 
     def compress(self) -> LowRankTable:
         """Both factors of the table."""
@@ -135,10 +137,10 @@ def rank_for_ratio(compression_ratio: Any, n: int, d: int) -> int:
 def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
     """Singular values and right singular vectors of diag(sqrt q) A, in float64.
 
-    A table of at least as many rows as columns goes through its Gram matrix, A^T diag(q) A: quick, and without
-    a copy. A singular value below about 1e-8 of the first is lost in it, and its vector is then any that
-    completes the basis; that moves the approximation by about 1e-8 of the norm, which float32 does not show.
-    At k = d nothing is lost at all, for V V^T = 1 however V is turned.
+    A table of no fewer rows than columns goes through its Gram matrix, A^T diag(q) A: quick, and no copy. A
+    singular value below about 1e-8 of the first is lost in it, and its vector is then any that completes the
+    basis; that moves the approximation by about 1e-8 of the norm, which float32 does not show. At k = d
+    nothing is lost at all, for V V^T = 1 however V is turned.
 
     Parameters
     ----------
@@ -151,19 +153,21 @@ def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
     vectors : (min(n, d), d), the entry of largest magnitude of each positive
     """
     from scipy import linalg
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     n, d = X.shape
     root = np.sqrt(weights / weights.max())[:, None]
-    if n >= d:
-        gram = np.zeros((d, d))
-        step = max(1, BLOCK // d)
-        for i in range(0, n, step):
-            block = root[i : i + step] * X[i : i + step]
-            gram += block.T @ block
-        values, vectors = linalg.eigh(gram)
-        values, vectors = np.sqrt(np.maximum(values[::-1], 0)), vectors.T[::-1]
-    else:
-        _, values, vectors = linalg.svd(root * X, full_matrices=False)
+    with threadpool_limits(1, "blas"):  # on a busy machine two threads were 20 times slower than one
+        if n >= d:
+            gram = np.zeros((d, d))
+            step = max(1, BLOCK // d)
+            for i in range(0, n, step):
+                block = root[i : i + step] * X[i : i + step]
+                gram += block.T @ block
+            values, vectors = linalg.eigh(gram)
+            values, vectors = np.sqrt(np.maximum(values[::-1], 0)), vectors.T[::-1]
+        else:
+            _, values, vectors = linalg.svd(root * X, full_matrices=False)
     largest = np.abs(vectors).argmax(axis=1)
     vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
     return values * np.sqrt(weights.max()), vectors

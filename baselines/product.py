@@ -110,7 +110,9 @@ class ProductQuantizer(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of codes: their centroids side by side, (n, D) integers in [0, K) -> (n, d)."""
         check_is_fitted(self)
-        codes = checks.as_ids(Z, self.codebooks_.shape[1])
+        n_groups, n_codes, _ = self.codebooks_.shape
+        codes = checks.as_ids(Z, n_codes)
+        self._check_width(codes, n_groups)
         return backend.get(self.backend).decode(codes, self.codebooks_).reshape(len(codes), -1)
 
     def compress(self) -> ProductTable:

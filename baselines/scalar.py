@@ -14,7 +14,7 @@ from dpq_ref import checks
 from dpq_ref.compressed import ScalarTable, uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
 
-GRID = 16  # clips that are tried before the search
+GRID = 32  # clips that are tried before the search
 TOLERANCE = 1e-4  # of the search, relative to the clip: the error is off by the square of that
 BLOCK = 1 << 15  # entries at a time, so that they stay in the cache
 
@@ -75,11 +75,11 @@ class UniformQuantizer(Compressor):
             If n_bits is not from 1 to 16, or an entry is NaN or infinite.
         """
         X = self._table(X)
-        weights = None if sample_weight is None else self._weights(sample_weight, len(X))
+        weights = self._weights(sample_weight, len(X))
         n_bits = checks.positive("n_bits", self.n_bits)
         if n_bits > 16:
             raise ValueError(f"n_bits={n_bits}; it takes at most 16")
-        self.clip_ = float(np.float32(optimal_clip(X, n_bits, weights)))
+        self.clip_ = float(np.float32(optimal_clip(X, weights, n_bits)))
         self.codes_ = nearest_level(X, self.clip_, n_bits)
         return self
 
@@ -91,7 +91,10 @@ class UniformQuantizer(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Values of levels, (n, d) integers in [0, 2**b) -> (n, d) float32."""
         check_is_fitted(self)
-        return uniform_levels(self.clip_, self.n_bits)[checks.as_ids(Z, 1 << self.n_bits)]
+        levels = uniform_levels(self.clip_, self.n_bits)
+        codes = checks.as_ids(Z, len(levels))
+        self._check_width(codes, self.n_features_in_)
+        return levels[codes]
 
     def compress(self) -> ScalarTable:
         """Levels of the table, and the clip."""
@@ -112,7 +115,7 @@ def nearest_level(X: Array, clip: float, n_bits: int) -> Integers:
     return codes
 
 
-def squared_error(X: Array, clip: float, n_bits: int, weights: Array | None = None) -> float:
+def squared_error(X: Array, weights: Array, clip: float, n_bits: int) -> float:
     """Weighted squared error of the uniform quantizer with this clip.
 
     Levels are symmetric, so |x| in steps of the quantizer is all that matters: then the cells are [j, j + 1),
@@ -121,9 +124,9 @@ def squared_error(X: Array, clip: float, n_bits: int, weights: Array | None = No
     Parameters
     ----------
     X : (n, d)
+    weights : (n,)
     clip : float, above 0
     n_bits : int
-    weights : (n,), optional
 
     Returns
     -------
@@ -140,27 +143,25 @@ def squared_error(X: Array, clip: float, n_bits: int, weights: Array | None = No
         np.minimum(cell, last, out=cell)
         position -= cell
         position -= X.dtype.type(0.5)
-        if weights is None:
-            total += float(np.vdot(position, position))
-        else:
-            total += float(np.einsum("ij,ij->i", position, position) @ weights[i : i + rows])
+        squares = np.einsum("ij,ij->i", position, position)
+        total += float((weights[i : i + rows] * squares).sum())
     return total * width**2
 
 
-def optimal_clip(X: Array, n_bits: int, weights: Array | None = None) -> float:
+def optimal_clip(X: Array, weights: Array, n_bits: int) -> float:
     """Clip of the smallest weighted squared error.
 
-    The best clip is at least the mean of |x|: where the error is stationary, r = sum |x| t / sum t^2, with t in
-    (0, 1] the level of |x| in units of r; t rises with |x|, so sum |x| t >= mean |x| sum t (Chebyshev's sum
-    inequality), and sum t >= sum t^2. With one bit t = 1, and the clip is that mean. The error may have more
-    minima than one, so clips from the mean to max |x| are tried first; then golden section with parabolic
-    steps (Brent) goes on about the best of them.
+    The best clip is at least the mean of |x|: where the error is stationary, r = sum |x| t / sum t^2, t in
+    (0, 1] being the level of |x| in units of r; t rises with |x|, so sum |x| t >= mean |x| sum t (Chebyshev's
+    sum inequality), and sum t >= sum t^2. With one bit t = 1, and the clip is that mean. The error may have
+    more minima than one, so clips from the mean to max |x| are tried first; then golden section with
+    parabolic steps (Brent) goes on about the best of them.
 
     Parameters
     ----------
     X : (n, d)
+    weights : (n,), not all 0
     n_bits : int
-    weights : (n,), optional
 
     Returns
     -------
@@ -168,8 +169,8 @@ def optimal_clip(X: Array, n_bits: int, weights: Array | None = None) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    if weights is not None:
-        X, weights = X[weights > 0], weights[weights > 0] / weights.max()
+    if not weights.all():
+        X, weights = X[weights > 0], weights[weights > 0]
     largest = float(max(X.max(), -X.min()))
     row_means = np.abs(X).mean(axis=1, dtype=np.float64)
     mean = min(float(np.average(row_means, weights=weights)), largest)
@@ -177,10 +178,9 @@ def optimal_clip(X: Array, n_bits: int, weights: Array | None = None) -> float:
         return mean
 
     def error(clip: float) -> float:
-        return squared_error(X, clip, n_bits, weights)
+        return squared_error(X, weights, clip, n_bits)
 
-    grid = np.geomspace(mean, largest, GRID)
-    grid[-1] = largest
+    grid = largest * np.geomspace(mean / largest, 1, GRID)
     errors = [error(clip) for clip in grid]
     best = int(np.argmin(errors))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]

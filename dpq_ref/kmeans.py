@@ -20,7 +20,7 @@ class KMeans:
     n_codes : int
         K.
     max_iter : int
-        Lloyd's iterations at most; they stop early once no code changes.
+        Lloyd's iterations at most; they stop early once no code of a point with weight changes.
     kernels : kernel set
     rng : numpy.random.Generator
 
@@ -77,7 +77,7 @@ class KMeans:
             self._revive(points, weights, distances)
             distances = self._assign(points)
             self.objective.append(np.einsum("i,ij->j", weights, distances))
-            if np.array_equal(before, self.codes):
+            if not (before != self.codes)[weights > 0].any():
                 break
         while self._revive(points, weights, distances):  # each time one more point has no error: it ends
             distances = self._assign(points)
