@@ -315,7 +315,8 @@ def _batch_norm_apply(responses, mean, deviation, normalized):
 def softmax(logits: Array, temperature: float) -> Array:
     """As `reference.softmax`."""
     probabilities = np.empty(logits.shape, logits.dtype)
-    _softmax(*_inputs(logits.dtype, logits), 1 / temperature, probabilities)
+    rate = 1 / float(scalar_like(logits, temperature))
+    _softmax(*_inputs(logits.dtype, logits), rate, probabilities)
     return probabilities
 
 
@@ -521,7 +522,7 @@ def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
     """As `reference.pack_codes`."""
     check_range("codes", codes, 1 << n_bits)
     packed = np.empty(-(-codes.size * n_bits // 8), np.uint8)
-    _pack_codes(*_inputs(np.int32, codes.reshape(-1)), n_bits, packed)
+    _pack_codes(*_inputs(np.int32, codes.reshape(-1)), int(n_bits), packed)
     return packed
 
 
@@ -547,7 +548,7 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     _check_shape("ids", ids, ids.size)
     codes = np.empty((ids.size, n_groups), np.int32)
-    _unpack_codes(*_inputs(np.uint8, packed), n_bits, *_inputs(np.int64, ids), codes)
+    _unpack_codes(*_inputs(np.uint8, packed), int(n_bits), *_inputs(np.int64, ids), codes)
     return codes
 
 

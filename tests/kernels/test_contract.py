@@ -192,6 +192,24 @@ def test_layouts(module, name, dtype, layout):
     check(module, name, map_arrays(LAYOUTS[layout], arguments))
 
 
+@each_primitive
+def test_one_specialisation_per_dtype(name):
+    """Whatever the layout, read-only or not: each compiled kernel knows float32 and float64, no more."""
+    for dtype in DTYPES:
+        for change in LAYOUTS.values():
+            getattr(cpu, name)(*map_arrays(change, CONTRACT[name].arguments(Draw(dtype, 5))))
+    kernel = getattr(cpu, "_" + name, None)
+    assert kernel is None or len(kernel.signatures) <= 2
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@each_primitive
+@each_dtype
+def test_dtype_is_kept(module, name, dtype):
+    for x in as_tuple(getattr(module, name)(*CONTRACT[name].arguments(Draw(dtype, 5)))):
+        assert not isinstance(x, np.ndarray) or x.dtype.kind != "f" or x.dtype == dtype
+
+
 @each_set
 @each_primitive
 @each_dtype
