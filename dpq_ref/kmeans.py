@@ -132,7 +132,6 @@ class KMeans:
             sums += self.kernels.sum_by_code(self.codes[i : i + step], block, self.n_codes)
         counts = self.kernels.count_codes(self.codes, weights, self.n_codes)
         alive = counts > 0
-        self.centroids = self.centroids.copy()
         self.centroids[alive] = sums[alive] / counts[alive, None]
 
     def _revive(self, points: Array, weights: Array, distances: Array) -> bool:

@@ -133,13 +133,22 @@ def test_no_centroid_is_left_dead(max_iter):
         assert len(np.unique(kmeans.codes[:, j])) == 30
 
 
+def test_dead_codes_that_went_to_equal_points_try_again():
+    points = np.repeat(np.float32([0, 1, 2, 50, 100]), 10)[:, None, None]
+    start = np.float32([[0, 1e6, 1e6, 1e6, 1e6]])[:, :, None]  # after one iteration four codes are at 100
+    kmeans = fit(points, 5, start=start, max_iter=1)
+    assert len(np.unique(kmeans.codes)) == 5
+    np.testing.assert_array_equal(kmeans.codes, fit(points, 5, start=kmeans.centroids).codes)
+
+
 def test_no_centroid_is_spent_on_points_without_weight():
     points = normal(200, 1, 2)
     weights = np.r_[np.ones(20), np.zeros(180)]
     points[20:] += 100
-    kmeans = fit(points, 20, weights=weights)
-    assert kmeans.objective[-1] == 0
-    assert (np.abs(kmeans.centroids) < 50).all()
+    start = np.concatenate([points[:20], points[:5]]).swapaxes(0, 1)  # 5 codes more than there is use for
+    for kmeans in (fit(points, 20, weights=weights), fit(points, 25, weights=weights, start=start)):
+        assert kmeans.objective[-1] == 0
+        assert (np.abs(kmeans.centroids) < 50).all()
 
 
 def test_one_heavy_point_becomes_a_centroid():
