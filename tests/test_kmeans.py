@@ -143,9 +143,9 @@ def test_dead_codes_that_went_to_equal_points_try_again():
 
 def test_no_centroid_is_spent_on_points_without_weight():
     points = normal(200, 1, 2)
-    weights = np.r_[np.ones(20), np.zeros(180)]
-    points[20:] += 100
-    start = np.concatenate([points[:20], points[:5]]).swapaxes(0, 1)  # 5 codes more than there is use for
+    weights = np.r_[np.zeros(180), np.ones(20)]
+    points[:180] += 100
+    start = np.concatenate([points[-20:], points[-5:]]).swapaxes(0, 1)  # 5 codes more than there is use for
     for kmeans in (fit(points, 20, weights=weights), fit(points, 25, weights=weights, start=start)):
         assert kmeans.objective[-1] == 0
         assert (np.abs(kmeans.centroids) < 50).all()
