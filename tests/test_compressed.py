@@ -276,7 +276,7 @@ def test_a_file_with_any_byte_altered(tmp_path, make):
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = np.random.default_rng(0)
-    changes = [(i, x) for i in range(header) for x in (1, 2, 32, 255)]
+    changes = [(i, x) for i in range(header) for x in (1, 2, 15, 32, 255)]
     changes += [(i, int(rng.integers(1, 256))) for i in rng.integers(header, len(content), 200)]
     for i, x in changes:
         altered = bytearray(content)
@@ -290,6 +290,17 @@ def test_a_file_with_any_byte_altered(tmp_path, make):
             # One blank for another, between two items of the header.
             assert content[i : i + 1].isspace() and bytes(altered[i : i + 1]).isspace()
             same(again, table)
+
+
+def test_other_shapes_for_the_same_bytes(tmp_path):
+    path = tmp_path / "table"
+    product(K=6, s=4).save(path)
+    content = path.read_bytes()
+    for old, new in ((b"[3,6,4]", b"[3,8,3]"), (b'"F32"', b'"I32"'), (b'"values"', b'"valves"')):
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(ValueError, match="damaged"):
+            load(path)
 
 
 def write(path, arrays, metadata):

@@ -335,6 +335,8 @@ def test_the_weights_scale_the_codebook_loss(kernels, rng):
         return tape.loss, *vq_backward(kernels, g, tape)
 
     loss, d_query, d_keys = run(1, 0)
+    residual = query - picked_by_hand(vq_forward(kernels, query, keys, counts)[1].codes, keys)
+    assert loss == pytest.approx(np.average((residual**2).mean(axis=(1, 2)), weights=counts), rel=1e-12)
     loss3, d_query3, d_keys3 = run(3, 0)
     assert loss3 == pytest.approx(3 * loss)
     np.testing.assert_allclose(d_keys3, 3 * d_keys, rtol=1e-12)

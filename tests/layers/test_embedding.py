@@ -509,6 +509,14 @@ def test_only_idle_keys_restart_and_at_queries_of_the_batch(backend_name, rng, s
     assert not layer._idle.any()
 
 
+def test_no_key_restarts_at_padding(backend_name):
+    layer = make(method="vq", restart_after=1, padding_id=0, backend=backend_name)
+    layer.backward(layer.forward([0, 3, 0]))
+    query = layer.params["query"][3].reshape(4, 1, 3)
+    # All but the one that was picked.
+    assert (layer.params["keys"] == query).all(axis=2).sum(axis=1).tolist() == [4, 4, 4, 4]
+
+
 def test_a_key_that_is_picked_in_time_does_not_restart():
     layer = make(
         method="vq",
