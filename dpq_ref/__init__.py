@@ -1,8 +1,8 @@
 """Differentiable Product Quantization in plain NumPy (Chen, Li, Sun, ICML 2020).
 
 Names resolve when they are first used: importing the package imports nothing else. The reading path:
-`kernels.reference` (the arithmetic), `quantize` (the method), `layers.embedding` (the layer), `gradcheck` (why
-the gradients are right), `compressed` (what is kept).
+`kernels.reference` (the arithmetic), `quantize` (the method), `layers.embedding` (the layer), `gradcheck`
+(why the gradients are right), `compressed` (what is kept).
 """
 
 import importlib

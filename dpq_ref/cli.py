@@ -44,8 +44,8 @@ def main() -> None:
 def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
     """Train a text classifier with each embedding, compress, compare and draw.
 
-    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind each) and
-    runs/*.json with everything about each run.
+    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind
+    each) and runs/*.json with everything about each run.
     """
     from figures.run import GRIDS, read_grid, run_grid
 

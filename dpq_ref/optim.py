@@ -57,7 +57,7 @@ class Optimizer:
                     array[:] = new
 
     def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
-        """New parameter and state, (r, w) each."""
+        """Return the new parameter and state, (r, w) each."""
         raise NotImplementedError
 
 

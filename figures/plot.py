@@ -19,7 +19,17 @@ import numpy as np
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
 
-COLUMNS = ("dataset", "method", "parameters", "seed", "bits", "compression_ratio", "metric", "value", "seconds")
+COLUMNS = (
+    "dataset",
+    "method",
+    "parameters",
+    "seed",
+    "bits",
+    "compression_ratio",
+    "metric",
+    "value",
+    "seconds",
+)
 STYLES = {  # method: label, colour, marker
     "full": ("full embedding", "#000000", "*"),
     "dpq-sx": ("DPQ-SX", "#0072B2", "o"),
@@ -28,7 +38,7 @@ STYLES = {  # method: label, colour, marker
     "low-rank": ("low rank", "#CC79A7", "D"),
     "uniform": ("uniform scalar", "#E69F00", "v"),
 }
-RC = {
+RC: Any = {
     "figure.figsize": (5.5, 3.6),
     "figure.dpi": 200,
     "font.size": 9,
@@ -85,7 +95,7 @@ class Cell:
 
 
 def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Records of all runs in a folder of results that have no error.
+    """Read the records of all runs in a folder of results that have no error.
 
     Raises
     ------
@@ -119,7 +129,9 @@ def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
         if usage := record.get("code_usage"):
             values["codes_used"] = np.mean(usage["used"])
             values["code_perplexity"] = np.mean(usage["perplexity"])
-        rows += [row | {"metric": metric, "value": round(float(value), 6)} for metric, value in values.items()]
+        rows += [
+            row | {"metric": metric, "value": round(float(value), 6)} for metric, value in values.items()
+        ]
     return rows
 
 
@@ -245,12 +257,16 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     figure, axes = pyplot.subplots()
     for method, (label, colour, marker) in STYLES.items():
         for weighted in (False, True):
-            mine = sorted((c for c in cells if (c.method, c.weighted) == (method, weighted)), key=lambda c: c.ratio)
+            mine = sorted(
+                (c for c in cells if (c.method, c.weighted) == (method, weighted)), key=lambda c: c.ratio
+            )
             if not mine:
                 continue
             ratios, means = [c.ratio for c in mine], [c.mean for c in mine]
             for cell in mine:
-                axes.plot([cell.ratio] * len(cell.values), cell.values, marker, color=colour, alpha=0.2, ms=4, mew=0)
+                axes.plot(
+                    [cell.ratio] * len(cell.values), cell.values, marker, color=colour, alpha=0.2, ms=4, mew=0
+                )
             axes.errorbar(
                 ratios,
                 means,

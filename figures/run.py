@@ -1,8 +1,9 @@
 """A grid (TOML) of methods x parameters x seeds -> results, one JSON a run. Never plots.
 
-A trained method ("full", "dpq-sx", "dpq-vq") trains the classifier with its embedding. An offline one (those of
-`baselines.REGISTRY`) compresses the table of the "full" classifier of its seed, whose other layers stay as
-they are. All end in a `Compressed` table and are judged on it by the same code, at the best validation step.
+A trained method ("full", "dpq-sx", "dpq-vq") trains the classifier with its embedding. An offline one
+(those of `baselines.REGISTRY`) compresses the table of the "full" classifier of its seed, whose other
+layers stay as they are. All end in a `Compressed` table and are judged on it by the same code, at the best
+validation step.
 
 Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job goes on where it was.
 """
@@ -188,15 +189,15 @@ def _tally(records: dict[str, Any]) -> str:
 
 
 def _cost(grid: Grid, run: Run) -> int:
-    """Steps that a run counts for in the progress bar."""
+    """Return the steps that a run counts for in the progress bar."""
     return grid.plan.steps if run.method in TRAINED else max(1, grid.plan.steps // 20)
 
 
 def _line(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"{record['name']}: failed: {record['error'].splitlines()[-1]}"
-    metrics, ratio = record["metrics"], record["compression_ratio"]
-    return f"{record['name']}: {metrics['accuracy']:.2f} % at ratio {ratio:.1f}, {record['seconds']['fit']:.1f} s"
+    percent, ratio = record["metrics"]["accuracy"], record["compression_ratio"]
+    return f"{record['name']}: {percent:.2f} % at ratio {ratio:.1f}, {record['seconds']['fit']:.1f} s"
 
 
 def _publish(work: Path, final: Path, runs: list[Run]) -> None:
@@ -273,13 +274,11 @@ def execute(
     return record
 
 
-def _embedding(run: Run, vocab_size: int, dim: int) -> FullEmbedding | DPQEmbedding:
+def _embedding(run: Run, vocab_size: int, dim: int) -> Any:
     if run.method == "full":
         return FullEmbedding(vocab_size, dim, padding_id=PADDING, rng=run.seed)
     method = run.method.removeprefix("dpq-")
-    return DPQEmbedding(
-        vocab_size, dim, method=method, padding_id=PADDING, rng=run.seed, **run.parameters
-    )
+    return DPQEmbedding(vocab_size, dim, method=method, padding_id=PADDING, rng=run.seed, **run.parameters)
 
 
 def _train(
@@ -351,10 +350,12 @@ def _compress(
         for name, split in (("accuracy", data.test), ("accuracy_validation", data.validation))
     }
     metrics["relative_error"] = relative_error(full, rows)
-    metrics["weighted_relative_error"] = relative_error(full, rows, data.counts)
+    metrics["weighted_relative_error"] = relative_error(full, rows, data.counts.astype(np.float64))
     record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}
     if isinstance(table, ProductTable):
-        record["code_usage"] = {k: v.tolist() for k, v in asdict(code_usage(table.codes, table.n_codes)).items()}
+        record["code_usage"] = {
+            k: v.tolist() for k, v in asdict(code_usage(table.codes, table.n_codes)).items()
+        }
     return record
 
 

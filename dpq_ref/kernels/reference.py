@@ -11,7 +11,7 @@ Two habits explain the loops:
 
 * Responses add up one coordinate after the other, in order, never through a matrix product. So the response
   of a row does not depend on the rows beside it, and a code is the same in any batch, bit by bit.
-* Sums over a batch run in float64 and are rounded once.
+* Moments and sums by code run in float64 and are rounded once; `scatter_add` adds in the order of the batch.
 """
 
 import numpy as np

@@ -13,8 +13,8 @@ MOMENTUM = 0.99
 class BatchNorm:
     """Batch norm of each column, y = gamma (x - mean) / sqrt(var + 1e-3) + beta.
 
-    Training takes the (biased) statistics of the batch and moves the running ones by 1 %; evaluation takes the
-    running ones.
+    Training takes the (biased) statistics of the batch and moves the running ones by 1 %; evaluation takes
+    the running ones.
 
     Parameters
     ----------

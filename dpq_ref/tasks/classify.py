@@ -121,12 +121,16 @@ class TextClassifier:
         for start in range(0, len(documents), EVALUATION_BATCH):
             ids = documents.pad(np.arange(start, min(start + EVALUATION_BATCH, len(documents))), max_tokens)
             vectors = self.kernels.gather(table, ids.ravel()).reshape(*ids.shape, -1)
-            predicted.append(self._head(self.kernels.mean_pool(vectors, ids != PADDING), False).argmax(axis=1))
+            predicted.append(
+                self._head(self.kernels.mean_pool(vectors, ids != PADDING), False).argmax(axis=1)
+            )
         return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
 
     def state(self) -> dict[str, Array]:
-        """Copies of all parameters and running statistics on the host, by name."""
-        arrays = self.params | {f"{k}.{n}": a for k in ("norm1", "norm2") for n, a in self.layers[k].state.items()}
+        """Copy all parameters and running statistics to the host, by name."""
+        arrays = self.params | {
+            f"{k}.{n}": a for k in ("norm1", "norm2") for n, a in self.layers[k].state.items()
+        }
         return {name: backends.to_numpy(array).copy() for name, array in arrays.items()}
 
     def load_head(self, state: dict[str, Array]) -> None:

@@ -61,7 +61,17 @@ def folder(tmp_path_factory):
 def results(folder, tmp_path_factory):
     """Output of the command on that grid."""
     output = tmp_path_factory.mktemp("results") / "toy"
-    arguments = ["compare", "--grid", folder / "grid.toml", "--data", folder, "--output", output, "--jobs", "1"]
+    arguments = [
+        "compare",
+        "--grid",
+        folder / "grid.toml",
+        "--data",
+        folder,
+        "--output",
+        output,
+        "--jobs",
+        "1",
+    ]
     result = CliRunner().invoke(main, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     return output
@@ -69,14 +79,25 @@ def results(folder, tmp_path_factory):
 
 def test_lists_of_a_grid_stand_for_each_of_their_entries(folder):
     grid = run.read_grid(folder / "grid.toml")
-    assert [method for method, _ in grid.methods] == ["full", "dpq-sx", "dpq-sx", "product", "product", "uniform"]
+    assert [method for method, _ in grid.methods] == [
+        "full",
+        "dpq-sx",
+        "dpq-sx",
+        "product",
+        "product",
+        "uniform",
+    ]
     assert grid.methods[2] == ("dpq-sx", {"n_groups": 6, "n_codes": 4})
     assert grid.plan.steps == 30
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(("seeds", "sneeds"), "seeds"), (("steps", "stops"), "stops"), (('name = "full"', 'name = "dpq-vq"'), "full")],
+    [
+        (("seeds", "sneeds"), "seeds"),
+        (("steps", "stops"), "stops"),
+        (('name = "full"', 'name = "dpq-vq"'), "full"),
+    ],
 )
 def test_a_bad_grid_is_refused_by_name(folder, tmp_path, change, message):
     (tmp_path / "grid.toml").write_text(GRID.replace(*change), encoding="utf8")
