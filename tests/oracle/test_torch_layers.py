@@ -34,7 +34,7 @@ def test_batch_norm_dense_and_loss_follow_torch(rng):
     x, labels = rng.standard_normal((8, 5)), rng.integers(0, 3, 8)
     norm, dense = BatchNorm(5, dtype=np.float64), Dense(5, 3, rng=rng, dtype=np.float64)
     norm.params["gamma"][:] = rng.standard_normal(5)
-    their_norm = torch.nn.BatchNorm1d(5, eps=1e-3, momentum=0.01, dtype=torch.float64)
+    their_norm = torch.nn.BatchNorm1d(5, eps=1e-3, momentum=0.1, dtype=torch.float64)
     their_dense = torch.nn.Linear(5, 3, dtype=torch.float64)
     with torch.no_grad():
         their_norm.weight.copy_(torch.tensor(norm.params["gamma"]))
