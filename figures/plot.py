@@ -106,9 +106,7 @@ def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
     records = [json.loads(path.read_text(encoding="utf8")) for path in paths]
     if not records:
         raise FileNotFoundError(f"no results: {Path(folder, 'runs')} has no .json file")
-    order = list(STYLES)
-    records = [record for record in records if "error" not in record]
-    return sorted(records, key=lambda r: order.index(r["specification"]["method"]))
+    return [record for record in records if "error" not in record]
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -136,12 +134,12 @@ def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
 
 
 def cells_of(rows: Iterable[Row], metric: str) -> list[Cell]:
-    """Rows of one metric, gathered over seeds, in the order in which they come."""
+    """Rows of one metric, gathered over seeds, by method and rising ratio."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["metric"] == metric:
             groups[row["method"], row["parameters"]].append(row)
-    return [
+    cells = [
         Cell(
             *key,
             bits=float(np.mean([r["bits"] for r in group])),
@@ -151,6 +149,8 @@ def cells_of(rows: Iterable[Row], metric: str) -> list[Cell]:
         )
         for key, group in groups.items()
     ]
+    order = list(STYLES)
+    return sorted(cells, key=lambda c: (order.index(c.method), c.weighted, c.ratio, c.parameters))
 
 
 def to_csv(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
@@ -234,7 +234,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     records = read_records(folder)
     rows = rows_of(records)
-    console = Console(file=io.StringIO(), width=120, record=True)
+    console = Console(file=io.StringIO(), width=140, record=True)
     console.print(table_of(rows))
     console.print(verdict(rows), soft_wrap=True)
     written = [folder / "results.csv", folder / "table.txt"]
@@ -257,9 +257,7 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     figure, axes = pyplot.subplots()
     for method, (label, colour, marker) in STYLES.items():
         for weighted in (False, True):
-            mine = sorted(
-                (c for c in cells if (c.method, c.weighted) == (method, weighted)), key=lambda c: c.ratio
-            )
+            mine = [c for c in cells if (c.method, c.weighted) == (method, weighted)]
             if not mine:
                 continue
             ratios, means = [c.ratio for c in mine], [c.mean for c in mine]
@@ -283,15 +281,16 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
             if method == "full":
                 axes.axhline(means[0], color=colour, lw=0.8, ls="--", zorder=0)
     front = pareto(cells, METRICS[metric].better)
-    axes.plot([c.ratio for c in front], [c.mean for c in front], color="0.6", lw=5, alpha=0.35, zorder=0)
-    axes.plot([], [], color="0.6", lw=5, alpha=0.35, label="Pareto front")
+    band: Any = {"color": "0.6", "lw": 5, "alpha": 0.35, "zorder": 0, "label": "Pareto front"}
+    axes.errorbar([c.ratio for c in front], [c.mean for c in front], **band)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_xlabel("compression ratio of the table (32 bits an entry over the bits stored)")
     axes.set_ylabel(METRICS[metric].axis)
     if METRICS[metric].better == "lower":
         axes.set_yscale("log")
-    axes.set_title(f"{rows[0]['dataset']}, {len(cells[0].values)} seeds")
+    n = len(cells[0].values)
+    axes.set_title(f"{rows[0]['dataset']}, {n} seed{'s' if n > 1 else ''}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     table = [
         {
@@ -348,7 +347,7 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
     for D, panel in zip(panels, axes[0], strict=True):
         K = max(r["specification"]["parameters"]["n_codes"] for key, mine in groups.items() for r in mine)
         panel.axhline(K, color="black", lw=0.8, ls="--")
-        panel.set_title(f"D = {D} groups, K = {K} codes")
+        panel.set_title(f"D = {D}, K = {K}")
         panel.set_ylim(0, K * 1.08)
     axes[0, 0].set_ylabel(f"{METRICS['code_perplexity'].label}\n(K: all equally often)")
     axes[0, len(panels) // 2].set_xlabel("groups, by rising perplexity (share of D)")
