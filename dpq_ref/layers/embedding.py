@@ -15,6 +15,7 @@ from dpq_ref import backend as backends
 from dpq_ref import checks, quantize
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.layers import codebook
 from dpq_ref.layers.initial import glorot
 from dpq_ref.metrics import CodeUsage, code_usage
 
@@ -301,61 +302,25 @@ class DPQEmbedding(_Lookup):
         self.rng = np.random.default_rng(rng)
         self.codebook_loss = 0.0
 
-        xp = self.kernels.xp
-        host = self._initial(init, width)
+        books, xp = 1 if shared else n_groups, self.kernels.xp
+        shapes = {
+            "query": (vocab_size, n_groups * self.query_width),
+            "keys": (books, n_codes, self.query_width),
+            "values": (books, n_codes, width),
+        }
+        host = codebook.initial(init, shapes, self.rng, self.dtype)
         self.params = {name: xp.asarray(host[name]) for name in names}
         if kmeans:
-            self._start_from_kmeans()
+            codebook.kmeans_start(self.params, n_codes, self.kernels, self.rng)
         self.running_mean = xp.zeros(n_codes, self.dtype)
         self.running_variance = xp.ones(n_codes, self.dtype)
-        books = self.params["keys"].shape[:2]
-        # State of the extras of VQ: moving averages of counts and sums, and for how long a key has been idle.
-        self._average_counts = xp.zeros(books, self.dtype)
-        self._average_sums = xp.zeros_like(self.params["keys"])
-        self._idle = xp.zeros(books, np.int64)
-
-    def _initial(self, init: Any, width: int) -> dict[str, Array]:
-        """Draw or take over the initial parameters, on the host."""
-        D, books = self.n_groups, 1 if self.shared else self.n_groups
-        shapes = {
-            "query": (self.vocab_size, D * self.query_width),
-            "keys": (books, self.n_codes, self.query_width),
-            "values": (books, self.n_codes, width),
-        }
-        if isinstance(init, str) and init != "glorot":
-            raise ValueError(f"init={init!r}; it takes 'glorot', a number or a table")
-        if np.ndim(init) == 0 and not isinstance(init, str):
-            if not 0 < init < np.inf:
-                raise ValueError(f"init={init}; it takes 'glorot', a finite number above 0 or a table")
-            return {k: self.rng.uniform(-init, init, v).astype(self.dtype) for k, v in shapes.items()}
-        arrays = {
-            "query": glorot(self.rng, shapes["query"], self.dtype),
-            # Fan-in and fan-out of a codebook as released: D' * K and s.
-            "keys": glorot(self.rng, shapes["keys"], self.dtype),
-            "values": glorot(self.rng, shapes["values"], self.dtype),
-        }
-        if not isinstance(init, str):
-            table = checks.as_table(init, "init")
-            if table.shape != (self.vocab_size, self.dim) or self.query_width != width:
-                raise ValueError(
-                    f"init has shape {table.shape}; it takes ({self.vocab_size}, {self.dim}), "
-                    "and query_width at its default"
-                )
-            rows = np.tile(table, (1, D)) if self.additive else table
-            arrays["query"] = rows.astype(self.dtype)
-        return arrays
-
-    def _start_from_kmeans(self) -> None:
-        """Centroids of the queries as keys, and as values where these have the same width."""
-        from dpq_ref.kmeans import KMeans
-
-        query = self.params["query"].reshape(self.vocab_size, self.n_groups, -1)
-        if self.shared:
-            query = query.reshape(-1, 1, self.query_width)
-        fitted = KMeans(self.n_codes, kernels=self.kernels, rng=self.rng).fit(query)
-        self.params["keys"] = fitted.centroids
-        if "values" in self.params and self.params["values"].shape == fitted.centroids.shape:
-            self.params["values"] = fitted.centroids.copy()
+        self._upkeep = codebook.Upkeep(
+            self.params["keys"],
+            ema_decay=ema_decay,
+            restart_after=restart_after,
+            kernels=self.kernels,
+            rng=self.rng,
+        )
 
     @property
     def statistics(self) -> quantize.Statistics | None:
@@ -454,40 +419,9 @@ class DPQEmbedding(_Lookup):
         }
         if self.ema_decay is not None:
             del grads["keys"]
-            self._follow_queries(tape, self.ema_decay)
-        if self.restart_after is not None:
-            self._restart_idle(tape)
+        if self.ema_decay is not None or self.restart_after is not None:
+            self._upkeep.update(tape)
         self.grads = {name: grads[name] for name in grads if name in self.trainable}
-
-    def _usage(self, tape: quantize.Tape) -> Array:
-        """Kept tokens that picked each code, (D or 1, K)."""
-        counts = self.kernels.count_codes(tape.codes, tape.counts, self.n_codes)
-        return quantize.tie(counts, self.params["keys"])
-
-    def _follow_queries(self, tape: quantize.Tape, decay: float) -> None:
-        """Average how many tokens pick a key, and their queries, over batches; the key is the quotient."""
-        weighted = tape.counts[:, None, None] * tape.query
-        sums = quantize.tie(self.kernels.sum_by_code(tape.codes, weighted, self.n_codes), self.params["keys"])
-        kept, new = self.dtype.type(decay), self.dtype.type(1 - decay)
-        usage = self._usage(tape)
-        self._average_counts = kept * self._average_counts + new * usage
-        self._average_sums = kept * self._average_sums + new * sums
-        # The quotient of a key that was not picked stays as it is; after many such batches it would be 0 / 0.
-        picked = usage > 0
-        self.params["keys"][picked] = self._average_sums[picked] / self._average_counts[picked][:, None]
-
-    def _restart_idle(self, tape: quantize.Tape) -> None:
-        """Move keys that nobody picked for long onto random queries of the batch."""
-        kept = np.flatnonzero(backends.to_numpy(tape.counts))
-        if not len(kept):
-            return  # a batch of padding picks no key, and says nothing about any
-        self._idle = np.where(self._usage(tape) > 0, 0, self._idle + 1)
-        for book, code in zip(*np.nonzero(backends.to_numpy(self._idle) >= self.restart_after), strict=True):
-            group = self.rng.integers(self.n_groups) if self.shared else book
-            self.params["keys"][book, code] = tape.query[self.rng.choice(kept), group]
-            self._idle[book, code] = 0
-            self._average_counts[book, code] = 0
-            self._average_sums[book, code] = 0
 
     @property
     def _values(self) -> Array:

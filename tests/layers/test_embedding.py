@@ -506,7 +506,7 @@ def test_only_idle_keys_restart_and_at_queries_of_the_batch(backend_name, rng, s
     for book, code in np.argwhere(~picked):
         candidates = query.reshape(-1, 3) if shared else query[:, book]
         assert (candidates == layer.params["keys"][book, code]).all(axis=1).any()
-    assert not layer._idle.any()
+    assert not layer._upkeep.idle.any()
 
 
 def test_no_key_restarts_at_padding(backend_name):
