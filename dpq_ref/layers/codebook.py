@@ -43,7 +43,8 @@ def initial(
         fits = repeats and table.shape == (n, width // repeats)
         if not fits or shapes["keys"] != shapes["values"]:
             raise ValueError(
-                f"init has shape {table.shape}, which does not make queries of shape {(n, width)}"
+                f"init has shape {table.shape}, which does not make queries of shape {(n, width)}; "
+                "it takes (vocab_size, dim), and query_width at its default"
             )
         arrays["query"] = np.tile(table, (1, repeats)).astype(dtype)
     return arrays
