@@ -20,6 +20,7 @@ from dpq_ref.kernels.reference import Array, Integers, check_range, distinct, sc
 __all__ = ["check_range", "distinct", "scalar_like", "xp"]  # NumPy is already as fast; the rest is below
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
+TILE = 256  # rows of a matrix product
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
@@ -126,53 +127,41 @@ def _dot_responses(query, keys, responses):
 def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tuple[Array, Array]:
     """As `reference.dot_responses_backward`; the partial sums of d_keys are added up in float64."""
     b, D, s = query.shape
+    K = keys.shape[1]
     _check_book("keys", keys, D, s)
-    _check_shape("d_responses", d_responses, b, D, keys.shape[1])
+    _check_shape("d_responses", d_responses, b, D, K)
     d_query = np.empty((b, D, s), query.dtype)
-    d_keys = np.zeros((D, s, keys.shape[1]))
-    every_key = np.broadcast_to(keys, (D, *keys.shape[1:])).transpose(2, 1, 0)
-    _dot_responses_backward(*_inputs(query.dtype, d_responses, query, every_key), d_query, d_keys)
+    d_keys = np.zeros((D, K, s))
+    _dot_responses_backward(*_inputs(query.dtype, d_responses, query, keys), d_query, d_keys)
     if len(keys) == 1:
         d_keys = d_keys.sum(axis=0, keepdims=True)
-    return d_query, d_keys.swapaxes(1, 2).astype(query.dtype, order="C")
+    return d_query, d_keys.astype(query.dtype)
 
 
 @_parallel
 def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
-    # keys (s, K, D) and d_keys (D, s, K): the inner loops run along D for d_query and along K for d_keys.
+    # A tile of rows of one group at a time, its two products by BLAS: too small for BLAS to use threads.
     b, D, K = d_responses.shape
     s = query.shape[2]
-    for i in prange(b):
-        d_r = np.empty((K, D), query.dtype)
-        d_q = np.empty(D, query.dtype)
-        for j in range(D):
-            for k in range(K):
-                d_r[k, j] = d_responses[i, j, k]
-        for c in range(s):
-            for j in range(D):
-                d_q[j] = 0
-            for k in range(K):
-                for j in range(D):
-                    d_q[j] += d_r[k, j] * keys[c, k, j]
-            for j in range(D):
-                d_query[i, j, c] = d_q[j]
-    for group_block in prange((D + GROUPS - 1) // GROUPS):
-        first = group_block * GROUPS
-        last = min(first + GROUPS, D)
-        partial = np.empty((s, K), query.dtype)
-        for start in range(0, b, ROWS):
-            for j in range(first, last):
+    for j in prange(D):
+        book = keys[min(np.int64(j), len(keys) - 1)]
+        for start in range(0, b, TILE):
+            rows = min(TILE, b - start)
+            d_r = np.empty((rows, K), query.dtype)
+            q = np.empty((rows, s), query.dtype)
+            for r in range(rows):
+                for k in range(K):
+                    d_r[r, k] = d_responses[start + r, j, k]
                 for c in range(s):
-                    for k in range(K):
-                        partial[c, k] = 0
-                for i in range(start, min(start + ROWS, b)):
-                    for c in range(s):
-                        x = query[i, j, c]
-                        for k in range(K):
-                            partial[c, k] += d_responses[i, j, k] * x
+                    q[r, c] = query[start + r, j, c]
+            d_q = np.dot(d_r, book)
+            partial = np.dot(d_r.T, q)
+            for r in range(rows):
                 for c in range(s):
-                    for k in range(K):
-                        d_keys[j, c, k] += partial[c, k]
+                    d_query[start + r, j, c] = d_q[r, c]
+            for k in range(K):
+                for c in range(s):
+                    d_keys[j, k, c] += partial[k, c]
 
 
 def euclidean_responses(query: Array, keys: Array) -> Array:
