@@ -39,7 +39,7 @@ STYLES = {  # method: label, colour, marker
     "uniform": ("uniform scalar", "#E69F00", "v"),
 }
 RC: Any = {
-    "figure.figsize": (5.5, 3.6),
+    "figure.figsize": (5.5, 4.0),
     "figure.dpi": 200,
     "font.size": 9,
     "axes.spines.top": False,
@@ -269,6 +269,7 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
                 ratios,
                 means,
                 [c.spread for c in mine],
+                zorder=4 if method.startswith("dpq") else 3,
                 color=colour,
                 marker=marker,
                 mfc="white" if weighted else colour,
@@ -289,6 +290,8 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     axes.set_ylabel(METRICS[metric].axis)
     if METRICS[metric].better == "lower":
         axes.set_yscale("log")
+    else:
+        _cut_below(axes, cells)
     n = len(cells[0].values)
     axes.set_title(f"{rows[0]['dataset']}, {n} seed{'s' if n > 1 else ''}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -305,6 +308,19 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
         for c in cells
     ]
     return _save(figure, folder / name, table)
+
+
+def _cut_below(axes: Any, cells: list[Cell], points: float = 12.0) -> None:
+    """End the axis some points below the best cell, and say what is lower."""
+    best = max(cell.mean for cell in cells)
+    below = [cell for cell in cells if cell.mean < best - points]
+    if below:
+        axes.set_ylim(best - points, best + points / 12)
+        lines = ["below the axis:"]
+        for cell in below:
+            label = STYLES[cell.method][0] + (", by frequency" if cell.weighted else "")
+            lines.append(f"{cell.mean:.1f} at {cell.ratio:.0f}, {label}")
+        axes.text(0.02, 0.02, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, va="bottom")
 
 
 def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
