@@ -51,7 +51,6 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
 
     try:
         cells = read_grid(grid or GRIDS / PROFILES[profile], data)
-        output.mkdir(parents=True, exist_ok=True)
         records = run_grid(cells, output, jobs=jobs)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error

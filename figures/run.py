@@ -92,7 +92,7 @@ def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
     ----------
     path : path-like
     data : str, optional
-        In place of the grid's own.
+        Folder in place of the grid's own data; one in place of the built-in corpus gives its name, too.
 
     Raises
     ------
@@ -106,6 +106,8 @@ def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
         cells = itertools.product(*axes.values())
         methods += [(entry["name"], dict(zip(axes, cell, strict=True))) for cell in cells]
     if data is not None:
+        if content.get("data") == "builtin":
+            content["dataset"] = Path(data).resolve().name
         content["data"] = data
     try:
         plan = Plan(**content.pop("plan"))
@@ -145,8 +147,8 @@ def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) 
 
     output = Path(output)
     work = output / ".work"
-    (work / "runs").mkdir(parents=True, exist_ok=True)
     data = _data(grid.data, grid.max_documents, sys.stderr.isatty())
+    (work / "runs").mkdir(parents=True, exist_ok=True)
     runs = [Run(method, parameters, seed) for method, parameters in grid.methods for seed in grid.seeds]
     records = {run.name: _finished(work, grid, run, data.sha256) for run in runs}
     todo = [run for run in runs if records[run.name] is None]

@@ -91,6 +91,20 @@ def test_lists_of_a_grid_stand_for_each_of_their_entries(folder):
     assert grid.plan.steps == 30
 
 
+def test_a_folder_in_place_of_the_corpus_gives_its_name(tmp_path):
+    grid = run.read_grid(run.GRIDS / "main.toml", str(tmp_path / "mine"))
+    assert (grid.dataset, grid.data) == ("mine", str(tmp_path / "mine"))
+    assert run.read_grid(run.GRIDS / "main.toml").dataset == "documentation"
+    assert run.read_grid(run.GRIDS / "ag_news.toml", "x").dataset.startswith("AG News")
+
+
+def test_data_that_are_not_there_leave_nothing_behind(tmp_path):
+    output = tmp_path / "out"
+    result = CliRunner().invoke(main, ["compare", "--data", str(tmp_path / "none"), "--output", str(output)])
+    assert result.exit_code == 1 and "no folder" in result.output
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -183,6 +197,27 @@ def test_pareto_front_by_hand():
 def test_spread_is_the_standard_deviation_over_seeds():
     assert plot.Cell("full", "", 1.0, 1.0, (1.0, 3.0), 1.0).spread == pytest.approx(np.sqrt(2))
     assert plot.Cell("full", "", 1.0, 1.0, (1.0,), 1.0).spread == 0
+
+
+def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
+    def rows(method, ratio, *values):
+        row = {"method": method, "parameters": f"at={ratio}", "bits": 1, "compression_ratio": ratio}
+        return [
+            row | {"metric": "accuracy", "value": v, "seconds": 1.0, "seed": i} for i, v in enumerate(values)
+        ]
+
+    cells = [
+        *rows("full", 1.0, 90.0, 92.0),
+        *rows("dpq-sx", 10.0, 91.0, 91.0),
+        *rows("dpq-sx", 25.0, 90.0, 90.0),
+        *rows("product", 24.0, 95.0, 95.0),
+        *rows("product", 25.0, 80.0, 80.0),
+        *rows("low-rank", 40.0, 85.0, 87.0),
+    ]
+    assert plot.verdict(cells) == (
+        "DPQ-SX at ratio 25.0: -1.00 points to the full embedding; +4.00 to the best offline method of that "
+        "ratio or more, low rank (at=40.0, ratio 40.0)."
+    )
 
 
 def test_no_results_is_an_error_that_says_so(tmp_path):
