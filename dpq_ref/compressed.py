@@ -82,7 +82,7 @@ class Compressed(ABC):
 
     @property
     def compression_ratio(self) -> float:
-        """32 bits an entry of the full table over the bits stored (paper, section 3.1; nothing left out)."""
+        """32 bits an entry of the full table over the bits stored (that of the paper; nothing left out)."""
         return 32 * self.vocab_size * self.dim / sum(self.bits().values())
 
     def save(self, path: str | os.PathLike) -> None:
@@ -176,7 +176,7 @@ class ProductTable(Compressed):
         return {"vocab_size": self.vocab_size, "n_groups": self.n_groups, "additive": self.additive}
 
     def bits(self) -> dict[str, int]:
-        """Codes, n D ceil(log2 K) bits, and the codebooks (paper, section 3.1)."""
+        """Codes, n D ceil(log2 K) bits, and the codebooks."""
         codes = self.vocab_size * self.n_groups * self.n_bits
         return {"codes": codes, "codebooks": 8 * self.values.nbytes}
 

@@ -86,7 +86,7 @@ def normalize(kernels: Any, responses: Array, counts: Array) -> tuple[Array, Sta
 def codes_of(
     kernels: Any, method: str, query: Array, keys: Array, statistics: Statistics | None = None
 ) -> Integers:
-    """Codes in evaluation: the key with the largest response (paper, sections 2.2 and 2.3).
+    """Codes in evaluation: the key with the largest response (paper, section 2).
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def sx_forward(
     additive: bool = False,
     noise: Array | None = None,
 ) -> tuple[Array, Tape]:
-    """DPQ-SX in training (paper, section 2.2): output and what the backward needs.
+    """DPQ-SX in training (paper, section 2): output and what the backward needs.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def vq_forward(
     codebook_weight: float = 1.0,
     commitment_weight: float = 0.0,
 ) -> tuple[Array, Tape]:
-    """DPQ-VQ in training (paper, section 2.3): output and what the backward needs.
+    """DPQ-VQ in training (paper, section 2): output and what the backward needs.
 
     The codebook loss is (alpha + beta) times the mean of (K_j[c] - q)^2 over the kept tokens, groups and
     coordinates; alpha moves the keys only, beta the queries only.

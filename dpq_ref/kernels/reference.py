@@ -76,7 +76,7 @@ def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
     return out
 
 
-# --- Responses: how well each key answers a query (paper, section 2.1) -----------------------------------
+# --- Responses: how well each key answers a query (paper, section 2) -----------------------------------
 
 
 def dot_responses(query: Array, keys: Array) -> Array:

@@ -456,6 +456,6 @@ class DPQEmbedding(_Lookup):
         return code_usage(self._all_codes(), self.n_codes)
 
     def export(self) -> Compressed:
-        """Artefact with packed codes and values, all that is needed after training (paper, section 2.1)."""
+        """Artefact with packed codes and values, all that is needed after training (paper, section 2)."""
         values = backends.to_numpy(self._values).copy()
         return ProductTable.from_codes(self._all_codes(), values, additive=self.additive)

@@ -1,4 +1,4 @@
-"""Text classification of the paper (section 3; hyperparameters of the released code), forward and backward.
+"""Text classification of the paper (hyperparameters of its released code), forward and backward.
 
 The mean of the word vectors, batch norm, ReLU, dense, batch norm, ReLU, dense; cross-entropy; row-sparse Adam
 at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train)`, `backward(d_output)`, `params`
