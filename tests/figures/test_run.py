@@ -208,7 +208,6 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
 
     cells = [
         *rows("full", 1.0, 90.0, 92.0),
-        *rows("dpq-sx", 10.0, 91.0, 91.0),
         *rows("dpq-sx", 25.0, 90.0, 90.0),
         *rows("product", 24.0, 95.0, 95.0),
         *rows("product", 25.0, 80.0, 80.0),
