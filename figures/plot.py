@@ -186,7 +186,7 @@ def table_of(rows: Iterable[Row]) -> Any:
 
 
 def verdict(rows: Iterable[Row]) -> str:
-    """In a line for each DPQ-SX: its distance to the full table and to the offline methods of its bits or fewer."""
+    """In a line each: DPQ-SX against the full table, and the best offline method of its bits or fewer."""
     cells = cells_of(rows, "accuracy")
     full = next(cell for cell in cells if cell.method == "full")
     lines = []
