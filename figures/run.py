@@ -178,7 +178,7 @@ def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) 
                 calls = (delayed(_run_safely)(grid, run, work, slots[run.name]) for run in todo if phase(run))
                 for record in Parallel(jobs or os.cpu_count(), return_as="generator_unordered")(calls):
                     records[record["name"]] = record
-                    bar.console.print(_line(record), highlight=False)
+                    bar.console.print(_line(record), highlight=False, soft_wrap=True)
         finally:
             finished.set()
             watcher.join()
