@@ -159,7 +159,19 @@ class ProductTable(Compressed):
 
     @classmethod
     def from_codes(cls, codes: Integers, values: Array, *, additive: bool = False) -> Self:
-        """Pack codes, (vocab_size, D) integers in [0, K), beside their values."""
+        """Pack codes beside their values.
+
+        Parameters
+        ----------
+        codes : (vocab_size, D) integers in [0, K)
+        values : (D or 1, K, s); additive (D or 1, K, dim)
+        additive : bool
+
+        Raises
+        ------
+        TypeError, IndexError, ValueError
+            If codes are not integers, not in [0, K), or do not fit the values.
+        """
         n_codes, n_bits = _codes_and_bits(values)
         packed = backend.get().pack_codes(checks.as_ids(codes, n_codes, "codes"), n_bits)
         return cls(packed, values, vocab_size=codes.shape[0], n_groups=codes.shape[1], additive=additive)
@@ -276,7 +288,19 @@ class ScalarTable(Compressed):
 
     @classmethod
     def from_codes(cls, codes: Integers, clip: float, n_bits: int) -> Self:
-        """Pack levels, (vocab_size, dim) integers in [0, 2**n_bits)."""
+        """Pack levels.
+
+        Parameters
+        ----------
+        codes : (vocab_size, dim) integers in [0, 2**n_bits)
+        clip : float, at least 0
+        n_bits : int from 1 to 16
+
+        Raises
+        ------
+        TypeError, IndexError, ValueError
+            If codes are not integers, or a number is out of its range.
+        """
         codes = checks.as_ids(codes, 1 << _number_of_bits(n_bits), "codes")
         packed = backend.get().pack_codes(codes, n_bits)
         n, dim = codes.shape

@@ -38,6 +38,7 @@ STYLES = {  # method: label, colour, marker
     "low-rank": ("low rank", "#CC79A7", "D"),
     "uniform": ("uniform scalar", "#E69F00", "v"),
 }
+OTHER = "#777777", "x"  # methods without a style of their own, under their name
 RC: Any = {
     "figure.figsize": (5.5, 4.0),
     "figure.dpi": 200,
@@ -149,8 +150,13 @@ def cells_of(rows: Iterable[Row], metric: str) -> list[Cell]:
         )
         for key, group in groups.items()
     ]
-    order = list(STYLES)
-    return sorted(cells, key=lambda c: (order.index(c.method), c.weighted, c.ratio, c.parameters))
+    order = {method: i for i, method in enumerate(STYLES)}
+    return sorted(cells, key=lambda c: (order.get(c.method, len(order)), c.weighted, c.ratio, c.parameters))
+
+
+def style_of(method: str) -> tuple[str, str, str]:
+    """Label, colour and marker of a method."""
+    return STYLES.get(method, (method, *OTHER))
 
 
 def to_csv(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
@@ -173,7 +179,7 @@ def table_of(rows: Iterable[Row]) -> Any:
     full = next(cell.mean for cell in cells if cell.method == "full")
     for cell in cells:
         table.add_row(
-            STYLES[cell.method][0],
+            style_of(cell.method)[0],
             cell.parameters,
             f"{cell.bits:,.0f}",
             f"{cell.ratio:.1f}",
@@ -197,7 +203,7 @@ def verdict(rows: Iterable[Row]) -> str:
         line = f"DPQ-SX at ratio {dpq.ratio:.1f}: {dpq.mean - full.mean:+.2f} points to the full embedding"
         if rivals:
             best = max(rivals, key=lambda c: c.mean)
-            name = f"{STYLES[best.method][0]} ({best.parameters}, ratio {best.ratio:.1f})"
+            name = f"{style_of(best.method)[0]} ({best.parameters}, ratio {best.ratio:.1f})"
             line += f"; {dpq.mean - best.mean:+.2f} to the best offline method of that ratio or more, {name}"
         lines.append(line + ".")
     return "\n".join(lines)
@@ -255,7 +261,8 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
 
     cells = cells_of(rows, metric)
     figure, axes = pyplot.subplots()
-    for method, (label, colour, marker) in STYLES.items():
+    for method in dict.fromkeys(cell.method for cell in cells):
+        label, colour, marker = style_of(method)
         for weighted in (False, True):
             mine = [c for c in cells if (c.method, c.weighted) == (method, weighted)]
             if not mine:
@@ -318,7 +325,7 @@ def _cut_below(axes: Any, cells: list[Cell], points: float = 12.0) -> None:
         axes.set_ylim(best - points, best + points / 12)
         lines = ["below the axis:"]
         for cell in below:
-            label = STYLES[cell.method][0] + (", by frequency" if cell.weighted else "")
+            label = style_of(cell.method)[0] + (", by frequency" if cell.weighted else "")
             lines.append(f"{cell.mean:.1f} at {cell.ratio:.0f}, {label}")
         axes.text(0.02, 0.02, "\n".join(lines), transform=axes.transAxes, fontsize=6.5, va="bottom")
 
@@ -338,7 +345,7 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
     figure, axes = pyplot.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(7.5, 2.8))
     table: list[Row] = []
     for (method, text, D), mine in groups.items():
-        label, colour, marker = STYLES[method]
+        label, colour, marker = style_of(method)
         # Sorted within each run: a group has no meaning across seeds.
         perplexity = np.mean([np.sort(r["code_usage"]["perplexity"]) for r in mine], axis=0)
         used = np.mean([np.sort(r["code_usage"]["used"]) for r in mine], axis=0)

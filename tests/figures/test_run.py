@@ -194,6 +194,14 @@ def test_pareto_front_by_hand():
     assert [(c.ratio, c.mean) for c in plot.pareto(cells, "lower")] == [(4, 80.0), (8, 85.0)]
 
 
+def test_a_method_without_a_style_is_drawn_last_under_its_name():
+    row = {"parameters": "", "bits": 1, "metric": "accuracy", "value": 1.0, "seconds": 1.0, "seed": 0}
+    rows = [row | {"method": m, "compression_ratio": r} for m, r in (("mine", 2.0), ("uniform", 4.0))]
+    cells = plot.cells_of([*rows, row | {"method": "full", "compression_ratio": 1.0}], "accuracy")
+    assert [cell.method for cell in cells] == ["full", "uniform", "mine"]
+    assert plot.style_of("mine")[0] == "mine"
+
+
 def test_spread_is_the_standard_deviation_over_seeds():
     assert plot.Cell("full", "", 1.0, 1.0, (1.0, 3.0), 1.0).spread == pytest.approx(np.sqrt(2))
     assert plot.Cell("full", "", 1.0, 1.0, (1.0,), 1.0).spread == 0
