@@ -200,7 +200,8 @@ def verdict(rows: Iterable[Row]) -> str:
         if dpq.method != "dpq-sx":
             continue
         rivals = [c for c in cells if not c.method.startswith(("full", "dpq")) and c.ratio >= dpq.ratio]
-        line = f"DPQ-SX at ratio {dpq.ratio:.1f}: {dpq.mean - full.mean:+.2f} points to the full embedding"
+        line = f"DPQ-SX ({dpq.parameters}, ratio {dpq.ratio:.1f}): "
+        line += f"{dpq.mean - full.mean:+.2f} points to the full embedding"
         if rivals:
             best = max(rivals, key=lambda c: c.mean)
             name = f"{style_of(best.method)[0]} ({best.parameters}, ratio {best.ratio:.1f})"
@@ -346,6 +347,8 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
     table: list[Row] = []
     for (method, text, D), mine in groups.items():
         label, colour, marker = style_of(method)
+        if sum((m, d) == (method, D) for m, _, d in groups) > 1:
+            label = f"{label}, {text}"
         # Sorted within each run: a group has no meaning across seeds.
         perplexity = np.mean([np.sort(r["code_usage"]["perplexity"]) for r in mine], axis=0)
         used = np.mean([np.sort(r["code_usage"]["used"]) for r in mine], axis=0)
@@ -361,7 +364,7 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
             markevery=max(1, D // 6),
             mfc="white" if weighted else colour,
             ms=4,
-            label=label + (", by frequency" if weighted else ""),
+            label=label,
         )
         table += [
             {"method": method, "parameters": text, "n_groups": D, "rank": i, "perplexity": p, "used": u}

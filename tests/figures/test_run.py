@@ -222,8 +222,8 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
         *rows("low-rank", 40.0, 85.0, 87.0),
     ]
     assert plot.verdict(cells) == (
-        "DPQ-SX at ratio 25.0: -1.00 points to the full embedding; +4.00 to the best offline method of that "
-        "ratio or more, low rank (at=40.0, ratio 40.0)."
+        "DPQ-SX (at=25.0, ratio 25.0): -1.00 points to the full embedding; "
+        "+4.00 to the best offline method of that ratio or more, low rank (at=40.0, ratio 40.0)."
     )
 
 
