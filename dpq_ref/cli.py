@@ -52,6 +52,9 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     try:
         cells = read_grid(grid or GRIDS / PROFILES[profile], data)
         records = run_grid(cells, output, jobs=jobs)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on where it was", err=True)
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     failed = [record["name"] for record in records if "error" in record]

@@ -176,6 +176,16 @@ def test_an_interrupted_job_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert len(list((tmp_path / "runs").iterdir())) == 12
 
 
+def test_an_interrupt_says_how_to_go_on(folder, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_grid", interrupt)
+    arguments = ["compare", "--grid", str(folder / "grid.toml"), "--data", str(folder)]
+    result = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path)])
+    assert result.exit_code == 130 and "goes on where it was" in result.output
+
+
 def test_a_failed_run_is_recorded_and_stops_no_other(folder, tmp_path):
     (tmp_path / "grid.toml").write_text(GRID.replace("n_groups = 3\n", "n_groups = 5\n"), encoding="utf8")
     grid = run.read_grid(tmp_path / "grid.toml", str(folder))
