@@ -239,7 +239,8 @@ def _run_safely(grid: Grid, run: Run, work: Path, slot: int) -> dict[str, Any]:
         steps[slot] = step
 
     data = _data(grid.data, grid.max_documents)
-    record = {"name": run.name, "specification": _specification(grid, run, data.sha256)}
+    specification = _specification(grid, run, data.sha256)
+    record = {"name": run.name, "specification": specification, "provenance": data.provenance}
     try:
         record |= execute(grid, run, data, work, on_step)
     except Exception:

@@ -137,6 +137,7 @@ def test_every_record_says_where_it_came_from(results):
     for path in (results / "runs").iterdir():
         record = json.loads(path.read_text(encoding="utf8"))
         assert len(record["specification"]["sha256"]) == 64
+        assert sorted(record["provenance"]["sha256"]) == ["test.tsv", "train.tsv"]
         assert record["environment"]["numpy"] == np.__version__
         assert sum(record["bits"].values()) > 0 and record["process_peak_memory_bytes"] > 0
 
