@@ -4,6 +4,7 @@ A `RowSparse` gradient touches only its rows, moments included ("lazy" Adam, as 
 paper): a word that is not in the batch does not move.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,44 @@ class Adam(Optimizer):
     def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
         hyper = (self.steps, self.learning_rate, self.beta1, self.beta2, self.epsilon)
         return self.kernels.adam(parameter, gradient, *state, *hyper)
+
+
+def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> dict[str, Any]:
+    """Scale all gradients by one factor, so that their norm together is at most a limit.
+
+    R. Pascanu, T. Mikolov, Y. Bengio, *On the Difficulty of Training Recurrent Neural Networks*, ICML 2013.
+
+    Parameters
+    ----------
+    grads : dict of arrays or RowSparse
+    clip_norm : float above 0
+
+    Returns
+    -------
+    dict
+        New gradients, or the same where the norm is within that.
+
+    Raises
+    ------
+    ValueError
+        If it is not above 0.
+
+    Examples
+    --------
+    >>> clip_global_norm({"x": np.array([3.0]), "y": np.array([4.0])}, 1.0)
+    {'x': array([0.6]), 'y': array([0.8])}
+    """
+    if not clip_norm > 0:
+        raise ValueError(f"clip_norm={clip_norm}; it takes a number above 0")
+    arrays = {name: g.values if isinstance(g, RowSparse) else g for name, g in grads.items()}
+    norm = np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))
+    if norm <= clip_norm:
+        return grads
+    clipped = {name: array * array.dtype.type(clip_norm / norm) for name, array in arrays.items()}
+    return {
+        name: replace(g, values=clipped[name]) if isinstance(g, RowSparse) else clipped[name]
+        for name, g in grads.items()
+    }
 
 
 def _two_axes(array: Array) -> Array:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dpq_ref import SGD, Adagrad, Adam, RowSparse
+from dpq_ref.optim import clip_global_norm
 
 KINDS = {
     "sgd": lambda params, backend: SGD(params, 0.1, backend=backend),
@@ -71,3 +72,31 @@ def test_parameters_without_gradient_stay_and_unknown_ones_are_refused():
     assert params["x"][0, 0] == 0 and params["y"][0, 0] == 1
     with pytest.raises(KeyError, match="z"):
         SGD(params, 1.0).step({"z": np.ones((1, 1))})
+
+
+def test_clipping_by_the_global_norm():
+    rng = np.random.default_rng(0)
+    dense, values = rng.standard_normal((4, 3)).astype(np.float32), rng.standard_normal((2, 5))
+    grads = {"a": dense, "b": RowSparse(np.array([0, 7]), values, 9)}
+    norm = np.linalg.norm(np.concatenate([dense.ravel().astype(np.float64), values.ravel()]))
+    before = dense.copy(), values.copy()
+    clipped = clip_global_norm(grads, norm / 4)
+    np.testing.assert_allclose(clipped["a"], dense / 4, rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"].to_dense(), grads["b"].to_dense() / 4, rtol=1e-14)
+    assert clipped["a"].dtype == np.float32 and clipped["b"].values.dtype == np.float64
+    np.testing.assert_array_equal(dense, before[0])
+    np.testing.assert_array_equal(values, before[1])
+    assert clip_global_norm(grads, norm * 1.001) is grads
+    zero = {"x": np.zeros((2, 2))}
+    assert clip_global_norm(zero, 1.0) is zero
+
+
+def test_clipping_of_huge_gradients_does_not_overflow():
+    clipped = clip_global_norm({"x": np.full((2, 1), 1e30, np.float32)}, 1.0)
+    np.testing.assert_allclose(clipped["x"], np.sqrt(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, np.nan])
+def test_a_limit_that_is_not_positive_is_refused(limit):
+    with pytest.raises(ValueError, match="clip_norm"):
+        clip_global_norm({}, limit)

@@ -5,7 +5,6 @@ at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train)`, `
 and `grads`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import backend as backends
+from dpq_ref import trainer
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
@@ -89,6 +89,13 @@ class TextClassifier:
         for layer in reversed(self.layers.values()):
             d = layer.backward(d)
         self.embedding.backward(self.kernels.mean_pool_backward(d, self._mask))
+
+    def loss_and_gradients(self, batch: tuple[Integers, Integers]) -> float:
+        """Cross-entropy of a batch, ids (b, t) and labels (b,), in training mode; fills `grads`."""
+        ids, labels = batch
+        loss, d_logits = softmax_cross_entropy(self.forward(ids), labels)
+        self.backward(d_logits)
+        return loss
 
     def _head(self, x: Array, train: bool) -> Array:
         for layer in self.layers.values():
@@ -208,6 +215,7 @@ def train(
     plan: Plan,
     *,
     rng: int | np.random.Generator = 0,
+    schedule: Callable[[int], float] | None = None,
     keep: Callable[[TextClassifier], Any] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Outcome:
@@ -220,6 +228,8 @@ def train(
     plan : Plan
     rng : int or numpy.random.Generator
         Shuffles the texts.
+    schedule : callable, optional
+        Step, counted from 1 -> learning rate, in place of the plan's.
     keep : callable, optional
         Called with the model at each new best step; what it returns ends up as `Outcome.snapshot`.
     on_step : callable, optional
@@ -232,27 +242,21 @@ def train(
     Raises
     ------
     FloatingPointError
-        If the loss is NaN or infinite, with the step.
+        If the loss or a gradient is NaN or infinite; it names step and parameter.
     """
-    optimizer = Adam(model.params, plan.learning_rate)
-    rows = batches(len(data.train), plan.batch_size, np.random.default_rng(rng))
-    outcome, losses = Outcome(), []
-    for step in range(1, plan.steps + 1):
-        start = time.perf_counter()
-        batch = next(rows)
-        logits = model.forward(data.train.pad(batch, plan.max_tokens))
-        loss, d_logits = softmax_cross_entropy(logits, data.train.labels[batch])
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in step {step}")
-        model.backward(d_logits)
-        optimizer.step(model.grads)
-        outcome.train_seconds += time.perf_counter() - start
-        losses.append(loss)
-        if step % plan.evaluate_every == 0 or step == plan.steps:
-            _evaluate(model, data, plan, step, float(np.mean(losses)), outcome, keep)
-            losses = []
-        if on_step:
-            on_step(step)
+    outcome, documents = Outcome(), data.train
+    rows = batches(len(documents), plan.batch_size, np.random.default_rng(rng))
+    history = trainer.train(
+        model,
+        ((documents.pad(batch, plan.max_tokens), documents.labels[batch]) for batch in rows),
+        Adam(model.params, plan.learning_rate),
+        steps=plan.steps,
+        schedule=schedule,
+        evaluate_every=plan.evaluate_every,
+        evaluate=lambda step, loss: _evaluate(model, data, plan, step, loss, outcome, keep),
+        on_step=on_step,
+    )
+    outcome.train_seconds = history.seconds
     return outcome
 
 
