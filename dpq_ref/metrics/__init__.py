@@ -1,0 +1,32 @@
+"""Everything that judges a compressed table: task quality, geometry, words; and the registry of it all."""
+
+from dpq_ref.metrics.geometry import mean_cosine, mean_squared_error, neighbour_overlap, relative_error
+from dpq_ref.metrics.quality import CodeUsage, accuracy, code_usage
+from dpq_ref.metrics.registry import METRICS, Metric, judge
+from dpq_ref.metrics.spaces import (
+    SpectralBounds,
+    eigenspace_overlap,
+    isotropy,
+    pip_loss,
+    relative_pip_loss,
+    spectral_bounds,
+)
+
+__all__ = [
+    "METRICS",
+    "CodeUsage",
+    "Metric",
+    "SpectralBounds",
+    "accuracy",
+    "code_usage",
+    "eigenspace_overlap",
+    "isotropy",
+    "judge",
+    "mean_cosine",
+    "mean_squared_error",
+    "neighbour_overlap",
+    "pip_loss",
+    "relative_error",
+    "relative_pip_loss",
+    "spectral_bounds",
+]
