@@ -8,8 +8,18 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save as save_safetensors
 
-from dpq_ref import backend, compressed
-from dpq_ref.compressed import LowRankTable, ProductTable, ScalarTable, load
+from dpq_ref import backend
+from dpq_ref.compressed import (
+    DenseTable,
+    FactoredTable,
+    ProductTable,
+    ScalarTable,
+    base,
+    load,
+    to_bfloat16,
+    uniform_levels,
+)
+from dpq_ref.compressed.product import group_columns
 
 DTYPES = [np.float32, np.float64]
 
@@ -22,14 +32,40 @@ def product(n=37, D=3, K=5, s=4, *, shared=False, additive=False, dtype=np.float
 
 def low_rank(n=37, k=3, dim=11, dtype=np.float32):
     rng = np.random.default_rng(0)
-    return LowRankTable(
+    return FactoredTable(
         rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((k, dim)).astype(dtype)
     )
 
 
-def scalar(n=37, dim=11, n_bits=3):
+def scalar(n=37, dim=11, n_bits=3, scales=(1, 1), levels=False):
     rng = np.random.default_rng(0)
-    return ScalarTable.from_codes(rng.integers(0, 1 << n_bits, (n, dim)), 1.7, n_bits)
+    scales = None if scales is None else rng.uniform(1, 2, scales).astype(np.float32)
+    levels = rng.standard_normal(1 << n_bits).astype(np.float32) if levels else None
+    return ScalarTable.from_codes(rng.integers(0, 1 << n_bits, (n, dim)), n_bits, scales, levels)
+
+
+def ragged(n=37, D=3, K=5, dim=11, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return ProductTable.from_codes(rng.integers(0, K, (n, D)), rng.standard_normal((K, dim)).astype(dtype))
+
+
+def dense(n=37, dim=11, dtype=np.float32):
+    return DenseTable(np.random.default_rng(0).standard_normal((n, dim)).astype(dtype))
+
+
+def bfloat16():
+    return DenseTable(to_bfloat16(dense().values))
+
+
+def rotated():
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((12, 12)))[0].astype(np.float32)
+    return FactoredTable(product(), rotation)
+
+
+def signs(bounded=False):
+    rng = np.random.default_rng(2)
+    decoder = rng.standard_normal((70, 9)).astype(np.float32)
+    return FactoredTable(scalar(dim=70, n_bits=1, scales=None), decoder, decoder[0], bounded=bounded)
 
 
 # n * D * bits is not a multiple of 8 in most of them; K is not a power of two in some.
@@ -51,9 +87,24 @@ TABLES = {
     "scalar-16-bits": lambda: scalar(n_bits=16),
     "scalar-one-column": lambda: scalar(dim=1),
     "scalar-no-row": lambda: scalar(n=0),
+    "scalar-no-scale": lambda: scalar(scales=None),
+    "scalar-row-scales": lambda: scalar(scales=(37, 1)),
+    "scalar-column-scales": lambda: scalar(scales=(1, 11), levels=True),
+    "scalar-levels": lambda: scalar(scales=None, levels=True),
+    "product-ragged": ragged,
+    "product-ragged-double": lambda: ragged(D=4, K=2, dim=5, dtype=np.float64),
+    "dense": dense,
+    "dense-double": lambda: dense(dtype=np.float64),
+    "dense-half": lambda: dense(dtype=np.float16),
+    "dense-bfloat16": bfloat16,
+    "dense-no-row": lambda: dense(n=0),
+    "rotated": rotated,
+    "signs": signs,
+    "signs-bounded": lambda: signs(bounded=True),
+    "both-sides-coded": lambda: FactoredTable(scalar(dim=3), scalar(n=3, dim=6, n_bits=8)),
 }
 tables = pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
-one_of_each = pytest.mark.parametrize("make", [product, low_rank, scalar])
+one_of_each = pytest.mark.parametrize("make", [product, ragged, low_rank, scalar, dense, rotated, signs])
 
 
 def by_hand(table, codes):
@@ -116,7 +167,16 @@ def test_bits_by_hand():
     assert product(n=10, D=4, K=9, s=6).bits() == {"codes": 10 * 4 * 4, "codebooks": 32 * 4 * 9 * 6}
     assert product(n=10, D=4, K=9, s=6, shared=True).bits()["codebooks"] == 32 * 9 * 6
     assert product(n=10, D=4, K=9, s=6, additive=True, dtype=np.float64).bits()["codebooks"] == 64 * 4 * 9 * 6
-    assert low_rank(n=10, k=2, dim=7).bits() == {"factors": 32 * 2 * (10 + 7)}
+    assert low_rank(n=10, k=2, dim=7).bits() == {"values": 32 * 2 * 10, "basis": 32 * 2 * 7}
+    assert ragged(n=10, D=4, K=9, dim=7).bits() == {"codes": 10 * 4 * 4, "codebooks": 32 * 9 * 7}
+    assert dense(n=10, dim=7, dtype=np.float16).bits() == {"values": 16 * 70}
+    assert scalar(scales=(37, 1), levels=True).bits() == {
+        "codes": 37 * 11 * 3,
+        "scales": 32 * 37,
+        "levels": 32 * 8,
+    }
+    assert rotated().bits() == product().bits() | {"basis": 32 * 12 * 12}
+    assert signs().bits() == {"codes": 37 * 70, "basis": 32 * 70 * 9, "offset": 32 * 9}
     assert scalar(n=10, dim=7, n_bits=3).bits() == {"codes": 210, "scales": 32}
     assert product(n=10, D=4, K=9, s=6).compression_ratio == 32 * 10 * 24 / (160 + 32 * 4 * 9 * 6)
 
@@ -148,19 +208,103 @@ def test_a_product_table_is_its_codes_and_values(K, shared, additive, dtype):
     np.testing.assert_array_equal(table.lookup(np.arange(23)), by_hand(table, codes))
 
 
-def test_a_low_rank_table_is_the_product_of_its_factors():
-    table = low_rank()
-    np.testing.assert_allclose(table.lookup(np.arange(37)), table.left @ table.right, rtol=1e-5)
+@pytest.mark.parametrize(("dim", "D"), [(11, 1), (11, 3), (11, 4), (11, 11), (12, 5), (7, 6)])
+def test_a_ragged_table_has_groups_as_equal_as_can_be(dim, D):
+    rng = np.random.default_rng(0)
+    codes, values = rng.integers(0, 5, (23, D)), rng.standard_normal((5, dim)).astype(np.float32)
+    rows = ProductTable.from_codes(codes, values).reconstruct()
+    parts = np.array_split(np.arange(dim), D)  # the first dim mod D are one wider
+    for j, columns in enumerate(parts):
+        np.testing.assert_array_equal(rows[:, columns], values[codes[:, j]][:, columns])
+        assert group_columns(dim, D)[j].sum() == len(columns)
+
+
+def test_a_factored_table_is_the_product_of_its_sides():
+    for table in (low_rank(), rotated(), signs(), TABLES["both-sides-coded"]()):
+        rows = table.left.reconstruct().astype(np.float64) @ table.right.reconstruct()
+        rows += 0 if table.offset is None else table.offset
+        np.testing.assert_allclose(table.reconstruct(), rows, atol=1e-5)
+        if table.offset is not None:
+            bounded = FactoredTable(table.left, table.right, table.offset, bounded=True)
+            np.testing.assert_allclose(bounded.reconstruct(), rows.clip(-1, 1), atol=1e-5)
+
+
+def test_bfloat16_is_rounded_to_the_nearest():
+    values = np.float32([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -3.14159, 1e-40, 0, -0.0, 3.4e38])
+    expected = np.float32([1, 1, 1 + 4 * 2**-8, 1 + 2**-7, -3.140625, 2.0**-133, 0, -0.0, np.inf])
+    rows = DenseTable(to_bfloat16(values[None])).lookup(0)
+    np.testing.assert_allclose(rows, expected, rtol=1e-4)
+    np.testing.assert_array_equal(np.signbit(rows), np.signbit(expected))
+
+
+@tables
+def test_a_row_is_the_same_in_any_batch(make):
+    table = make()
+    whole = table.reconstruct()
+    for ids in ([0], [5, 3, 3], range(30)):
+        if table.vocab_size > max(ids):
+            np.testing.assert_array_equal(table.lookup(list(ids)), whole[list(ids)])
+
+
+@tables
+def test_flops_and_bytes_of_a_row(make):
+    table = make()
+    stored = sum(table.bits().values()) / 8
+    n = table.vocab_size
+    assert 0 <= table.flops_per_lookup() and 0 < table.bytes_per_lookup()
+    if n > 20:  # all rows read at least all that is stored, but what they share is read by each
+        assert (
+            table.bytes_per_lookup() * n >= (table.bits().get("codes", 0) + table.bits().get("values", 0)) / 8
+        )
+        assert table.bytes_per_lookup() <= stored + 4 * table.dim * getattr(table, "n_groups", 1) + 2**20
+
+
+def test_flops_and_bytes_by_hand():
+    assert (low_rank().flops_per_lookup(), low_rank().bytes_per_lookup()) == (2 * 3 * 11, 4 * 3 + 4 * 3 * 11)
+    assert (product().flops_per_lookup(), product().bytes_per_lookup()) == (0, 3 * 3 / 8 + 4 * 12)
+    additive = product(additive=True)
+    assert (additive.flops_per_lookup(), additive.bytes_per_lookup()) == (3 * 4, 3 * 3 / 8 + 4 * 3 * 4)
+    assert (scalar().flops_per_lookup(), scalar().bytes_per_lookup()) == (0, 11 * 3 / 8 + 4 * 8)
+    rows = scalar(scales=(37, 1))
+    assert (rows.flops_per_lookup(), rows.bytes_per_lookup()) == (11, 11 * 3 / 8 + 4)
+    assert (dense().flops_per_lookup(), dense(dtype=np.float16).bytes_per_lookup()) == (0, 22)
+    assert signs().flops_per_lookup() == 2 * 70 * 9 + 9
+    assert signs().bytes_per_lookup() == 70 / 8 + 8 + 4 * (70 * 9 + 9)
+
+
+@pytest.mark.parametrize("c", [1, 7, 64, 65, 130])
+def test_hamming_counts_the_signs_that_differ(c):
+    table = scalar(dim=c, n_bits=1, scales=None)
+    rows = table.reconstruct()
+    assert set(np.unique(rows)) <= {-1, 1}
+    expected = (rows[:, None] != rows).sum(axis=2)
+    np.testing.assert_array_equal(table.hamming(np.arange(37)), expected)
+    np.testing.assert_array_equal(table.hamming([4, 4, 0], [1, 2]), expected[[4, 4, 0]][:, [1, 2]])
+    np.testing.assert_allclose(rows @ rows.T / c, 1 - 2 * expected / c, atol=1e-6)
+    assert table.hamming([]).shape == (0, 37)
+    with pytest.raises(IndexError, match="ids must"):
+        table.hamming([37])
+
+
+def test_hamming_needs_signs():
+    with pytest.raises(ValueError, match="n_bits=1, this table has 3"):
+        scalar().hamming([0])
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 8, 16])
 def test_a_scalar_table_is_evenly_spaced(n_bits):
     codes = np.random.default_rng(0).integers(0, 1 << n_bits, (9, 5))
     codes[0, 0], codes[0, 1] = 0, (1 << n_bits) - 1
-    table = ScalarTable.from_codes(codes, 1.5, n_bits)
+    table = ScalarTable.from_codes(codes, n_bits, np.full((1, 1), 1.5, np.float32))
     expected = -1.5 + 3.0 * codes / ((1 << n_bits) - 1)
     np.testing.assert_allclose(table.reconstruct(), expected, rtol=1e-6, atol=1e-7)
     assert table.lookup(0)[0] == -1.5 and table.lookup(0)[1] == 1.5
+    rng, codes = np.random.default_rng(1), table.codes
+    for shape in ((9, 1), (1, 5), (9, 5)):
+        scales = rng.uniform(0, 3, shape).astype(np.float32)
+        scaled = ScalarTable.from_codes(codes, n_bits, scales)
+        by_hand = (uniform_levels(n_bits)[codes] * scales).astype(np.float32)
+        np.testing.assert_array_equal(scaled.reconstruct(), by_hand)
 
 
 @tables
@@ -197,15 +341,17 @@ def test_ids_are_checked(make, ids, error):
         make().lookup(ids)
 
 
-@pytest.mark.parametrize("make", [product, scalar])
+@one_of_each
 def test_reconstruction_in_blocks_is_reconstruction_at_once(make, monkeypatch):
     table = make()
     whole = table.reconstruct()
-    monkeypatch.setattr(compressed, "LOOKUP_BLOCK", 5)
+    monkeypatch.setattr(base, "BLOCK", 5 * table.dim)
     np.testing.assert_array_equal(table.reconstruct(), whole)
 
 
-@pytest.mark.parametrize("name", ["product", "product-additive", "product-7-groups", "scalar"])
+@pytest.mark.parametrize(
+    "name", ["product", "product-additive", "product-7-groups", "product-ragged", "scalar"]
+)
 def test_numpy_and_numba_look_up_the_same_bits(name, monkeypatch):
     table, get = TABLES[name](), backend.get
     whole = table.reconstruct()
@@ -246,8 +392,10 @@ def test_arrays_in_any_layout(tmp_path, layout, dtype):
     left, right = rng.standard_normal((9, 3)).astype(dtype), rng.standard_normal((3, 7)).astype(dtype)
     for plain, moved in (
         (ProductTable.from_codes(codes, values), ProductTable.from_codes(layout(codes), layout(values))),
-        (LowRankTable(left, right), LowRankTable(layout(left), layout(right))),
-        (ScalarTable.from_codes(codes, 1.0, 3), ScalarTable.from_codes(layout(codes), 1.0, 3)),
+        (FactoredTable(left, right), FactoredTable(layout(left), layout(right))),
+        (ScalarTable.from_codes(codes, 3), ScalarTable.from_codes(layout(codes), 3)),
+        (DenseTable(left), DenseTable(layout(left))),
+        (FactoredTable(left, right, right[0]), FactoredTable(left, right, layout(right)[0])),
     ):
         np.testing.assert_array_equal(moved.reconstruct(), plain.reconstruct(), strict=True)
         moved.save(tmp_path / "table")
@@ -334,7 +482,7 @@ def test_no_file(tmp_path):
 
 
 def test_a_newer_format_and_an_unknown_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "FORMAT", 2)
+    monkeypatch.setattr(base, "FORMAT", 2)
     product().save(tmp_path / "newer")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="newer has format 2, kind 'product'; this version reads 1"):
@@ -350,8 +498,8 @@ def test_a_newer_format_and_an_unknown_kind(tmp_path, monkeypatch):
 def forge(path, table, arrays=None, **config):
     """File with other arrays and configuration than the table has, and the right checksum."""
     arrays, config = table.arrays() | (arrays or {}), table.config() | config
-    digest = compressed._digest(table.kind, config, arrays)
-    head = {"format": compressed.FORMAT, "kind": table.kind, "sha256": digest}
+    digest = base._digest(table.kind, config, arrays)
+    head = {"format": base.FORMAT, "kind": table.kind, "sha256": digest}
     write(path, arrays, {"dpq_ref": json.dumps(head | config)})
 
 
@@ -370,7 +518,7 @@ def forge(path, table, arrays=None, **config):
         {"arrays": {"values": np.zeros((3, 0, 4), np.float32)}},
         {"arrays": {"values": np.zeros((3, 9, 4), np.float32)}},
         {"arrays": {"values": np.zeros((2, 5, 4), np.float32)}},
-        {"arrays": {"values": np.zeros((5, 4), np.float32)}},
+        {"arrays": {"values": np.zeros((5, 2), np.float32)}},
         {"arrays": {"values": np.zeros((3, 5, 0), np.float32)}},
         {"arrays": {"values": np.zeros((3, 5, 4), np.float16)}},
         {"arrays": {"values": np.zeros((3, 5, 4), np.int32)}},
@@ -451,18 +599,34 @@ def test_numbers_of_codes_that_do_not_fit(K, message):
 
 def test_levels_and_their_bits_are_checked():
     with pytest.raises(IndexError, match=r"codes must lie in \[0, 8\), got 8"):
-        ScalarTable.from_codes(np.array([[8]]), 1.0, 3)
+        ScalarTable.from_codes(np.array([[8]]), 3)
     with pytest.raises(TypeError, match="codes must be integers"):
-        ScalarTable.from_codes(np.array([[0.5]]), 1.0, 3)
+        ScalarTable.from_codes(np.array([[0.5]]), 3)
     for n_bits in (0, 17):
         with pytest.raises(ValueError, match=f"n_bits={n_bits}"):
-            ScalarTable.from_codes(np.array([[0]]), 1.0, n_bits)
+            ScalarTable.from_codes(np.array([[0]]), n_bits)
 
 
 def test_factors_are_checked():
     left, right = np.zeros((5, 2), np.float32), np.zeros((2, 3), np.float32)
     for other in (right[:1], right[0], right.astype(np.float64)):
         with pytest.raises(ValueError, match="do not make a table"):
-            LowRankTable(left, other)
-    with pytest.raises(ValueError, match="dtype=int64"):
-        LowRankTable(left.astype(int), right.astype(int))
+            FactoredTable(left, other)
+    with pytest.raises(ValueError, match="values int64"):
+        FactoredTable(left.astype(int), right.astype(int))
+    for offset in (np.zeros(2, np.float32), np.zeros(3)):
+        with pytest.raises(ValueError, match="offset .* do not make a table"):
+            FactoredTable(left, right, offset)
+
+
+def test_scales_and_levels_are_checked():
+    codes = np.zeros((5, 3), int)
+    for scales in (np.zeros((3, 1), np.float32), np.zeros((1, 1)), np.zeros(3, np.float32)):
+        with pytest.raises(ValueError, match="scales .* do not make 5 x 3 of 2 bits"):
+            ScalarTable.from_codes(codes, 2, scales)
+    for levels in (np.zeros(3, np.float32), np.zeros(4)):
+        with pytest.raises(ValueError, match="levels .* do not make 5 x 3 of 2 bits"):
+            ScalarTable.from_codes(codes, 2, None, levels)
+    for values in (np.zeros((5, 0), np.float32), np.zeros(5, np.float32), np.zeros((5, 2), np.int32)):
+        with pytest.raises(ValueError, match="do not make a table"):
+            DenseTable(values)

@@ -1,0 +1,21 @@
+"""What every method ends in: a table that is looked up, counted in bits, and kept in one file."""
+
+from dpq_ref.compressed.base import Compressed, as_stored, load, write_atomically
+from dpq_ref.compressed.dense import DenseTable, to_bfloat16
+from dpq_ref.compressed.factored import FactoredTable, LowRankTable
+from dpq_ref.compressed.product import ProductTable
+from dpq_ref.compressed.scalar import ScalarTable, uniform_levels
+
+__all__ = [
+    "Compressed",
+    "DenseTable",
+    "FactoredTable",
+    "LowRankTable",
+    "ProductTable",
+    "ScalarTable",
+    "as_stored",
+    "load",
+    "to_bfloat16",
+    "uniform_levels",
+    "write_atomically",
+]

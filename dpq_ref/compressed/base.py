@@ -1,0 +1,218 @@
+"""The artefact that every method ends in: look-up, honest bits, and one file.
+
+A file is plain safetensors: named arrays, and the configuration as JSON in the metadata under "dpq_ref", with
+a SHA-256 over configuration and arrays. Bits are those of the arrays as stored; codes are packed at
+ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes and a header.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from dpq_ref import checks
+from dpq_ref.kernels.reference import BLOCK, Array, Integers
+
+FORMAT = 1
+KINDS: dict[str, type["Compressed"]] = {}  # by name, each entered when its class is made
+
+
+class Compressed(ABC):
+    """A compressed embedding table of `vocab_size` rows and `dim` columns.
+
+    Attributes
+    ----------
+    vocab_size, dim : int
+    dtype : dtype of what `lookup` returns
+    """
+
+    kind: ClassVar[str]
+    vocab_size: int
+    dim: int
+    dtype: np.dtype
+
+    def __init_subclass__(cls) -> None:  # noqa: D105
+        KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays that are stored, by name."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Numbers and switches that are stored beside the arrays; with these, the arguments of the class."""
+
+    @classmethod
+    def from_stored(cls, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Self:
+        """Table of its `arrays` and `config`."""
+        return cls(**arrays, **config)
+
+    @abstractmethod
+    def bits(self) -> dict[str, int]:
+        """Bits stored, by part."""
+
+    @abstractmethod
+    def flops_per_lookup(self, weights: Array | None = None) -> float:
+        """Additions and multiplications that one row takes, the mean over rows; reading and copying are free.
+
+        Parameters
+        ----------
+        weights : (vocab_size,), optional
+            How often each row is asked for; matters where rows differ.
+        """
+
+    @abstractmethod
+    def bytes_per_lookup(self, weights: Array | None = None) -> float:
+        """Bytes of what is stored that a row reads, its mean over rows; weights as in `flops_per_lookup`."""
+
+    @abstractmethod
+    def _rows(self, ids: Integers) -> Array:
+        """Rows of valid ids (b,), as (b, dim). A row does not depend on the rows beside it, bit by bit."""
+
+    def lookup(self, ids: Any) -> Array:
+        """Rows of the table, computed from what is stored.
+
+        Parameters
+        ----------
+        ids : (...,) integers in [0, vocab_size)
+
+        Returns
+        -------
+        (..., dim)
+
+        Raises
+        ------
+        TypeError, IndexError
+            If ids are not integers, or out of range.
+        """
+        ids = checks.as_ids(ids, self.vocab_size)
+        return self._rows(ids.ravel()).reshape(*ids.shape, self.dim)
+
+    def reconstruct(self) -> Array:
+        """Whole table, (vocab_size, dim)."""
+        table = np.empty((self.vocab_size, self.dim), self.dtype)
+        step = max(1, BLOCK // self._entries_per_row)
+        for start in range(0, self.vocab_size, step):
+            stop = min(start + step, self.vocab_size)
+            table[start:stop] = self._rows(np.arange(start, stop))
+        return table
+
+    @property
+    def _entries_per_row(self) -> int:
+        """Entries of the largest array on the way to a row."""
+        return self.dim
+
+    @property
+    def compression_ratio(self) -> float:
+        """32 bits an entry of the full table over the bits stored (that of the paper; nothing left out)."""
+        return 32 * self.vocab_size * self.dim / max(1, sum(self.bits().values()))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the file whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+        """
+        from safetensors.numpy import save
+
+        arrays = {name: as_stored(array) for name, array in self.arrays().items()}
+        config = self.config()
+        head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
+        write_atomically(path, save(arrays, {"dpq_ref": json.dumps(head | config)}))
+
+    def __repr__(self) -> str:  # noqa: D105
+        return (
+            f"{type(self).__name__}(vocab_size={self.vocab_size}, dim={self.dim}, "
+            f"bits={sum(self.bits().values())}, compression_ratio={self.compression_ratio:.2f})"
+        )
+
+
+def load(path: str | os.PathLike) -> Compressed:
+    """Read a file that `Compressed.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Compressed
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        If the file is not one of ours, cut off, altered, or of a newer format.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from dpq_ref.compressed import ProductTable
+    >>> table = ProductTable.from_codes(np.array([[0, 1], [1, 1]]), np.ones((2, 2, 3), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table.save(folder + "/table.safetensors")
+    ...     load(folder + "/table.safetensors")
+    ProductTable(vocab_size=2, dim=6, bits=388, compression_ratio=0.99)
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, AttributeError, TypeError) as error:  # the latter two: dtypes that NumPy lacks
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
+        config = json.loads(metadata["dpq_ref"])
+        digest, version, kind = config.pop("sha256"), config.pop("format"), config.pop("kind")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds no compressed table of dpq_ref: {error!r} in its metadata") from error
+    if version != FORMAT or kind not in list(KINDS):
+        raise ValueError(
+            f"{path} has format {version!r}, kind {kind!r}; this version reads {FORMAT}, {sorted(KINDS)}"
+        )
+    if digest != _digest(kind, config, arrays):
+        raise ValueError(f"{path} is damaged: its contents do not match their checksum")
+    try:
+        return KINDS[kind].from_stored(arrays, config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
+
+
+def as_stored(array: np.ndarray) -> np.ndarray:
+    """Array in C order and little-endian, as it is written; a view if it is that already."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of kind, configuration and arrays."""
+    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file through a temporary one beside it, so that a reader sees all of it or none."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
