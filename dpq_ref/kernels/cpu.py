@@ -443,6 +443,52 @@ def _nearest_code(query, keys, codes, distances):
                 distances[start + i, j] = best[i]
 
 
+def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
+    """As `reference.potentials`, ROWS rows of one group at a time."""
+    b, D, s = query.shape
+    _check_book("keys", keys, D, s)
+    _check_shape("distances", distances, b, D)
+    _check_shape("counts", counts, b)
+    partial = np.empty((-(-b // TILE), D, keys.shape[1]))
+    _potentials(*_inputs(query.dtype, query, keys, distances, counts), partial)
+    return partial.sum(axis=0).astype(query.dtype)
+
+
+@_parallel
+def _potentials(query, keys, distances, counts, partial):
+    b, D, s = query.shape
+    K = keys.shape[1]
+    for tile in prange(len(partial)):
+        q = np.empty((s, ROWS), query.dtype)
+        nearest = np.empty(ROWS, query.dtype)
+        distance = np.empty(ROWS, query.dtype)
+        sums = np.empty((K, ROWS))  # a sum for each place in a block: so nothing is carried over
+        for j in range(D):
+            g = min(j, len(keys) - 1)
+            sums[:] = 0
+            for start in range(tile * TILE, min((tile + 1) * TILE, b), ROWS):
+                n = min(ROWS, b - start)
+                for i in range(n):
+                    nearest[i] = distances[start + i, j]
+                    for c in range(s):
+                        q[c, i] = query[start + i, j, c]
+                for k in range(K):
+                    for i in range(n):
+                        distance[i] = 0
+                    for c in range(s):
+                        x = keys[g, k, c]
+                        for i in range(n):
+                            difference = q[c, i] - x
+                            distance[i] += difference * difference
+                    for i in range(n):
+                        sums[k, i] += np.float64(counts[start + i]) * min(distance[i], nearest[i])
+            for k in range(K):
+                total = 0.0
+                for i in range(ROWS):
+                    total += sums[k, i]
+                partial[tile, j, k] = total
+
+
 def decode(codes: Integers, values: Array) -> Array:
     """As `reference.decode`."""
     b, D = codes.shape
@@ -504,6 +550,31 @@ def _count_codes(codes, counts, out):
             out[j, codes[i, j]] += counts[i]
 
 
+def combine(coefficients: Array, basis: Array) -> Array:
+    """As `reference.combine`; four rows of the basis at a time, added in the same order."""
+    b, k = coefficients.shape
+    _check_shape("basis", basis, k, basis.shape[1])
+    out = np.zeros((b, basis.shape[1]), coefficients.dtype)
+    _combine(*_inputs(coefficients.dtype, coefficients, basis), out)
+    return out
+
+
+@_parallel
+def _combine(coefficients, basis, out):
+    k, w = basis.shape
+    for i in prange(len(out)):
+        quads = k - k % 4
+        for m in range(0, quads, 4):
+            c0, c1 = coefficients[i, m], coefficients[i, m + 1]
+            c2, c3 = coefficients[i, m + 2], coefficients[i, m + 3]
+            for c in range(w):
+                total = (out[i, c] + c0 * basis[m, c]) + c1 * basis[m + 1, c]
+                out[i, c] = (total + c2 * basis[m + 2, c]) + c3 * basis[m + 3, c]
+        for m in range(quads, k):
+            for c in range(w):
+                out[i, c] += coefficients[i, m] * basis[m, c]
+
+
 # --- Codes as bits --------------------------------------------------------------------------------------
 
 
@@ -551,6 +622,29 @@ def _unpack_codes(packed, n_bits, ids, codes):
             for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
                 window |= packed[byte] << (8 * (byte - (bit >> 3)))
             codes[i, j] = (window >> (bit & 7)) & mask
+
+
+def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
+    """As `reference.hamming`."""
+    _check_shape("others", others, len(others), words.shape[1])
+    out = np.empty((len(words), len(others)), np.int32)
+    _hamming(*_inputs(np.uint64, words, others), out)
+    return out
+
+
+@_parallel
+def _hamming(words, others, out):
+    for i in prange(len(out)):
+        for j in range(len(others)):
+            count = np.uint64(0)
+            for w in range(words.shape[1]):
+                # Bits counted in pairs, in fours, in bytes; the product adds up the bytes. LLVM makes it popcnt.
+                x = words[i, w] ^ others[j, w]
+                x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+                x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+                count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+            out[i, j] = count
 
 
 # --- Pooling and the optimizer --------------------------------------------------------------------------

@@ -263,6 +263,31 @@ def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
     return codes, distances
 
 
+def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
+    """What would be left of the squared distances with one key more: the choice among draws of k-means++.
+
+    out[j,k] = sum_i counts[i] min(distances[i,j], |q[i,j] - K[j,k]|^2)
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    distances : (b, D)
+        Squared, to the nearest of the keys that are there already.
+    counts : (b,)
+
+    Returns
+    -------
+    (D, K)
+    """
+    out = np.zeros((query.shape[1], keys.shape[1]))
+    step = max(1, BLOCK // out.size)
+    for i in range(0, len(query), step):
+        left = np.minimum(distances[i : i + step, :, None], -euclidean_responses(query[i : i + step], keys))
+        out += np.einsum("i,ijk->jk", counts[i : i + step], left, dtype=np.float64)
+    return out.astype(query.dtype)
+
+
 def decode(codes: Integers, values: Array) -> Array:
     """Values of codes, out[i,j] = V[j, codes[i,j]].
 
@@ -305,6 +330,27 @@ def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
     check_range("codes", codes, n_codes)
     weights = np.broadcast_to(counts[:, None], codes.shape)
     return sum_by_code(codes, weights[:, :, None], n_codes)[:, :, 0]
+
+
+def combine(coefficients: Array, basis: Array) -> Array:
+    """Combinations of the rows of a basis, out[i] = sum over m of coefficients[i,m] basis[m], m in order.
+
+    A matrix product whose rows do not depend on the rows beside them, bit by bit: a row of a table is the
+    same in any batch.
+
+    Parameters
+    ----------
+    coefficients : (b, k)
+    basis : (k, w)
+
+    Returns
+    -------
+    (b, w)
+    """
+    out = np.zeros((len(coefficients), basis.shape[1]), coefficients.dtype)
+    for m, row in enumerate(basis):
+        out += coefficients[:, m, None] * row
+    return out
 
 
 # --- Codes as bits ------------------------------------------------------------------------------------------
@@ -350,6 +396,24 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     position = number[:, :, None] * n_bits + np.arange(n_bits)
     bits = (packed[position >> 3] >> (position & 7).astype(np.uint8)) & 1
     return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
+
+
+def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
+    """In how many bits rows of words differ.
+
+    Parameters
+    ----------
+    words : (b, W) uint64
+    others : (m, W) uint64
+
+    Returns
+    -------
+    (b, m) int32
+    """
+    out = np.zeros((len(words), len(others)), np.int32)
+    for column, other in zip(words.T, others.T, strict=True):
+        out += np.bitwise_count(column[:, None] ^ other)
+    return out
 
 
 # --- Pooling and the optimizer ------------------------------------------------------------------------------

@@ -57,6 +57,9 @@ class Draw:
     def responses(self):
         return self.real(self.b, self.D, K)
 
+    def words(self, *shape):
+        return self.rng.integers(0, 1 << 64, (*shape, 3), np.uint64)
+
     def codes(self):
         return self.below(K, self.b, self.D).astype(np.int32)
 
@@ -76,10 +79,12 @@ CONTRACT = {
     "decode": Row(BITWISE, lambda d: (d.codes(), d.book()), nan=(1,)),
     "pack_codes": Row(BITWISE, lambda d: (d.codes(), 5)),
     "unpack_codes": Row(BITWISE, packed),
+    "hamming": Row(BITWISE, lambda d: (d.words(d.b), d.words(9))),
     # choices
     "argmax_code": Row(BITWISE, lambda d: (d.responses(),), nan=(0,)),
     "nearest_code": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
     # smooth maps
+    "combine": Row(BITWISE, lambda d: (d.real(d.b, 6), d.real(6, 7)), nan=(0, 1)),
     "dot_responses": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
     "dot_responses_backward": Row(CLOSE, lambda d: (d.responses(), d.query(), d.book()), nan=(0, 1, 2)),
     "euclidean_responses": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
@@ -102,6 +107,7 @@ CONTRACT = {
     # sums over ids
     "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
     "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
+    "potentials": Row(CLOSE, lambda d: (d.query(), d.book(), d.positive(d.b, d.D), d.counts())),
     "count_codes": Row(BITWISE, lambda d: (d.codes(), d.counts(), K), nan=(1,)),
 }
 
@@ -384,6 +390,9 @@ def test_shapes_are_checked(module):
         lambda: module.dot_responses(q, book[:, :, :2]),
         lambda: module.euclidean_responses(q, book[:, :0]),
         lambda: module.nearest_code(q, book[:2]),
+        lambda: module.potentials(q, book[:2], q[:, :, 0], counts),
+        lambda: module.potentials(q, book, q[:, :2, 0], counts),
+        lambda: module.potentials(q, book, q[:, :, 0], counts[:5]),
         lambda: module.dot_responses_backward(r[:5], q, book),
         lambda: module.batch_norm(r, counts[:5], 1e-3),
         lambda: module.batch_norm_apply(r, k[:2], k, 1e-3),
