@@ -35,7 +35,7 @@ format: $(VENV)/installed  ## format the code and mend what lint can mend
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-oracle: $(ORACLE)/installed  ## compare with PyTorch, in an environment of its own
+oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an environment of its own
 	$(ORACLE)/bin/python -m pytest -m oracle
 
 clean:  ## remove the environments, builds and caches; results stay

@@ -6,12 +6,19 @@ A table is compressed in three words::
     quantizer.compress().save("table.safetensors")
     quantizer.transform(new_rows)
 
+What decides the size of the result (`size_parameters`) is given, or follows from a budget: `bits=`, or
+`ratio=`, how many times smaller than 32 bits an entry. Then it comes as close to the budget as it can
+without exceeding it.
+
 Everything is learned in the dtype of the table. What `compress` stores is float32 whatever that dtype was,
 as in all published compression ratios.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from collections.abc import Iterable
+from fractions import Fraction
+from numbers import Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +33,26 @@ from dpq_ref.kernels.reference import Array
 class Compressor(TransformerMixin, BaseEstimator, ABC):
     """A method that compresses an embedding table.
 
-    A subclass validates in `fit` through `_table` and `_weights`, and in `transform` through `_rows`.
+    A subclass validates in `fit` through `_table`, `_weights`, `_size`, and in `transform` through `_rows`.
+
+    Attributes
+    ----------
+    size_parameters : tuple of str
+        Parameters that decide the size; None stands for "as the budget says". Where there are none, a budget
+        is only held against the size.
     """
+
+    size_parameters: ClassVar[tuple[str, ...]] = ()
+    bits: int | None
+    ratio: float | None
+
+    @abstractmethod
+    def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, Any]]:
+        """Values of the size parameters to choose from, those that are given held fixed."""
+
+    @abstractmethod
+    def _bits(self, n: int, d: int, **size: Any) -> int:
+        """Bits of the result, or the most that it can have."""
 
     @abstractmethod
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -73,6 +98,43 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
         dtypes = [np.float32, np.float64]
         X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
         return checks.as_table(X)
+
+    def _size(self, n: int, d: int) -> dict[str, Any]:
+        """Size parameters for a table of n x d: as given, or the most bits that the budget allows.
+
+        Raises
+        ------
+        ValueError
+            If neither or both are given, or the budget is below every choice: the message has the nearest.
+        """
+        given = {name: getattr(self, name) for name in self.size_parameters}
+        free = [name for name, value in given.items() if value is None]
+        all_given = given | {"bits": self.bits, "ratio": self.ratio}
+        stated = ", ".join(f"{k}={v}" for k, v in all_given.items() if v is not None) or "nothing is given"
+        budgets = (self.bits is not None) + (self.ratio is not None)
+        if budgets > 1 or (given and budgets != bool(free)):
+            takes = f"{' and '.join(given)}, or one of bits and ratio in place of any of them"
+            raise ValueError(f"{stated}; it takes {takes if given else 'one of bits and ratio, or none'}")
+        if not budgets:
+            return given
+        budget = self._budget(n, d)
+        sizes = [(self._bits(n, d, **size), size) for size in self._sizes(n, d, budget)]
+        within = [entry for entry in sizes if entry[0] <= budget]
+        if not within:
+            least, size = min(sizes, key=lambda entry: entry[0])
+            raise ValueError(
+                f"{stated} cannot be met for a table of {n} x {d}: the nearest are {least} bits, "
+                f"ratio {32 * n * d / least:.2f} ({', '.join(f'{k}={v}' for k, v in size.items())})"
+            )
+        return max(within, key=lambda entry: entry[0])[1]
+
+    def _budget(self, n: int, d: int) -> int:
+        """Bits that the result may have."""
+        if self.bits is not None:
+            return checks.positive("bits", self.bits)
+        if not isinstance(self.ratio, Real) or not 0 < self.ratio < np.inf:
+            raise ValueError(f"ratio={self.ratio}; it takes a number above 0")
+        return int(Fraction(32 * n * d) / Fraction(float(self.ratio)))
 
     @staticmethod
     def _check_width(Z: np.ndarray, width: int) -> None:

@@ -1,18 +1,23 @@
 """Low rank: the truncated singular value decomposition, with or without word frequencies.
 
 C. Eckart, G. Young, *The Approximation of One Matrix by Another of Lower Rank*, Psychometrika 1936. Weights
-enter as in the blocks of GroupReduce (P. Chen, Si, Li, Chelba, Hsieh, NeurIPS 2018).
+enter as in the blocks of GroupReduce (P. Chen, Si, Li, Chelba, Hsieh, NeurIPS 2018). The randomized solver:
+N. Halko, P. G. Martinsson, J. A. Tropp, *Finding Structure with Randomness*, SIAM Review 2011.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
 from dpq_ref import checks
-from dpq_ref.compressed import LowRankTable
+from dpq_ref.compressed import FactoredTable
 from dpq_ref.kernels.reference import BLOCK, Array
+
+OVERSAMPLING = 10  # directions that the randomized solver carries beyond the rank
 
 
 class LowRank(Compressor):
@@ -25,8 +30,15 @@ class LowRank(Compressor):
     ----------
     rank : int, optional
         k.
-    compression_ratio : float, optional
-        In place of `rank`: the largest k with n d / (k (n + d)) at least this. Give exactly one of the two.
+    bits, ratio : int, float, optional
+        A budget in place of `rank`: the largest k that it allows.
+    solver : {"exact", "randomized"}
+        The exact one takes n d^2 operations, the randomized one about 4 n (k + 10) (power_iterations + 2):
+        it is worth its error at a thousand columns and more, not at 300.
+    power_iterations : int
+        Of the randomized solver; the more, the closer to the exact one.
+    random_state : int, RandomState, optional
+        Of the randomized solver.
 
     Attributes
     ----------
@@ -36,14 +48,14 @@ class LowRank(Compressor):
         Coefficients of the table, A V.
     singular_values_ : (min(n, d),) float64
         All those of diag(sqrt q) A, falling; the squared error is the sum of the squares from k on. Below
-        1e-8 of the first they are rounding.
+        1e-8 of the first they are rounding. The randomized solver has the first k.
 
     Examples
     --------
     >>> import numpy as np
     >>> from baselines import LowRank
     >>> table = np.random.default_rng(0).standard_normal((400, 30)).astype(np.float32)
-    >>> model = LowRank(compression_ratio=4).fit(table)
+    >>> model = LowRank(ratio=4).fit(table)
     >>> model.components_.shape, model.coefficients_.shape
     ((6, 30), (400, 6))
     >>> error = table - model.compress().reconstruct()
@@ -51,9 +63,24 @@ class LowRank(Compressor):
     True
     """
 
-    def __init__(self, rank: int | None = None, *, compression_ratio: float | None = None):
+    size_parameters = ("rank",)
+
+    def __init__(
+        self,
+        rank: int | None = None,
+        *,
+        bits: int | None = None,
+        ratio: float | None = None,
+        solver: str = "exact",
+        power_iterations: int = 4,
+        random_state: Any = None,
+    ):
         self.rank = rank
-        self.compression_ratio = compression_ratio
+        self.bits = bits
+        self.ratio = ratio
+        self.solver = solver
+        self.power_iterations = power_iterations
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Find the right vectors and the coefficients of the table.
@@ -68,13 +95,20 @@ class LowRank(Compressor):
         Raises
         ------
         ValueError
-            If not exactly one of rank and compression_ratio is given, the rank is not from 1 to min(n, d), or
-            an entry is NaN or infinite.
+            If not exactly one of rank and a budget is given, the rank is not from 1 to min(n, d), the solver
+            is neither of the two, or an entry is NaN or infinite.
         """
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
         rank = self._rank(*X.shape)
-        self.singular_values_, vectors = right_vectors(X, weights)
+        iterations = checks.positive("power_iterations", self.power_iterations, least=0)
+        if self.solver == "exact":
+            self.singular_values_, vectors = right_vectors(X, weights)
+        elif self.solver == "randomized":
+            rng = check_random_state(self.random_state)
+            self.singular_values_, vectors = randomized_right_vectors(X, weights, rank, iterations, rng)
+        else:
+            raise ValueError(f"solver={self.solver!r}; it takes 'exact' or 'randomized'")
         self.components_ = vectors[:rank].astype(X.dtype)
         self.coefficients_ = X @ self.components_.T  # not diag(sqrt q)^-1 P S: that fails where q is 0
         return self
@@ -91,47 +125,24 @@ class LowRank(Compressor):
         self._check_width(Z, len(self.components_))
         return Z @ self.components_
 
-    def compress(self) -> LowRankTable:
+    def compress(self) -> FactoredTable:
         """Both factors of the table."""
         check_is_fitted(self)
-        return LowRankTable(
+        return FactoredTable(
             self.coefficients_.astype(np.float32, copy=False), self.components_.astype(np.float32, copy=False)
         )
 
     def _rank(self, n: int, d: int) -> int:
-        if (self.rank is None) == (self.compression_ratio is None):
-            raise ValueError(
-                f"rank={self.rank}, compression_ratio={self.compression_ratio}; it takes exactly one of them"
-            )
-        rank = rank_for_ratio(self.compression_ratio, n, d) if self.rank is None else self.rank
-        rank = checks.positive("rank", rank)
+        rank = checks.positive("rank", self._size(n, d)["rank"])
         if rank > min(n, d):
             raise ValueError(f"rank={rank}; a table of {n} x {d} takes at most {min(n, d)}")
         return rank
 
+    def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
+        return ({"rank": rank} for rank in range(1, min(n, d) + 1))
 
-def rank_for_ratio(compression_ratio: Any, n: int, d: int) -> int:
-    """Largest rank whose factors are that many times smaller than the table, floor(n d / (CR (n + d))).
-
-    Raises
-    ------
-    ValueError
-        If that is 0, or the ratio is not above 0.
-
-    Examples
-    --------
-    >>> [rank_for_ratio(ratio, 400_000, 300) for ratio in (2, 4, 8, 16)]
-    [149, 74, 37, 18]
-    """
-    if not compression_ratio > 0:
-        raise ValueError(f"compression_ratio={compression_ratio}; it takes a number above 0")
-    rank = int(n * d // (compression_ratio * (n + d)))
-    if rank == 0:
-        most = n * d / (n + d)
-        raise ValueError(
-            f"compression_ratio={compression_ratio} leaves rank 0; {n} x {d} takes at most {most:.2f}"
-        )
-    return rank
+    def _bits(self, n: int, d: int, *, rank: int) -> int:
+        return 32 * rank * (n + d)
 
 
 def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
@@ -156,18 +167,66 @@ def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     n, d = X.shape
-    root = np.sqrt(weights / weights.max())[:, None]
+    scale = float(weights.max())
     with threadpool_limits(1, "blas"):  # on a busy machine two threads were 20 times slower than one
         if n >= d:
-            gram = np.zeros((d, d))
-            step = max(1, BLOCK // d)
-            for i in range(0, n, step):
-                block = root[i : i + step] * X[i : i + step]
-                gram += block.T @ block
+            gram = sum((rows.T @ rows for rows in _weighted(X, weights / scale)), np.zeros((d, d)))
             values, vectors = linalg.eigh(gram)
             values, vectors = np.sqrt(np.maximum(values[::-1], 0)), vectors.T[::-1]
         else:
-            _, values, vectors = linalg.svd(root * X, full_matrices=False)
+            _, values, vectors = linalg.svd(np.sqrt(weights / scale)[:, None] * X, full_matrices=False)
+    return values * np.sqrt(scale), _with_signs(vectors)
+
+
+def randomized_right_vectors(
+    X: Array, weights: Array, rank: int, power_iterations: int, rng: np.random.RandomState
+) -> tuple[Array, Array]:
+    """First singular values and right singular vectors of B = diag(sqrt q) A, about (Halko et al. 2011).
+
+    The range of (B^T B)^(p + 1) W, W Gaussian with a few columns more than the rank, holds the vectors but for
+    an error that falls with p; they are the best in that range. B is never made as a whole.
+
+    Parameters
+    ----------
+    X : (n, d)
+    weights : (n,)
+    rank : int
+    power_iterations : int
+        p.
+    rng : RandomState
+
+    Returns
+    -------
+    values : (rank,), falling
+    vectors : (rank, d), the entry of largest magnitude of each positive
+    """
+    from scipy import linalg
+    from threadpoolctl import threadpool_limits
+
+    d = X.shape[1]
+    scale = float(weights.max())
+    width = min(rank + OVERSAMPLING, *X.shape)
+
+    def gram_times(Z: Array) -> Array:
+        return sum((rows.T @ (rows @ Z) for rows in _weighted(X, weights / scale)), np.zeros((d, width)))
+
+    with threadpool_limits(1, "blas"):
+        basis = linalg.qr(rng.standard_normal((d, width)), mode="economic")[0]
+        for _ in range(power_iterations + 1):
+            basis = linalg.qr(gram_times(basis), mode="economic")[0]
+        values, turn = linalg.eigh(basis.T @ gram_times(basis))
+    vectors = (basis @ turn).T[::-1][:rank]
+    return np.sqrt(np.maximum(values[::-1][:rank], 0) * scale), _with_signs(vectors)
+
+
+def _weighted(X: Array, weights: Array) -> Iterator[Array]:
+    """Blocks of rows of diag(sqrt q) A, in float64."""
+    step = max(1, BLOCK // X.shape[1])
+    for i in range(0, len(X), step):
+        yield np.sqrt(weights[i : i + step])[:, None] * X[i : i + step]
+
+
+def _with_signs(vectors: Array) -> Array:
+    """Rows, each with the sign that makes its entry of largest magnitude positive."""
     largest = np.abs(vectors).argmax(axis=1)
-    vectors = vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
-    return values * np.sqrt(weights.max()), vectors
+    return vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]

@@ -3,6 +3,7 @@
 H. Jegou, M. Douze, C. Schmid, *Product Quantization for Nearest Neighbor Search*, TPAMI 2011, section II-B.
 """
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from baselines.base import Compressor
 from dpq_ref import backend, checks
 from dpq_ref.compressed import ProductTable
+from dpq_ref.compressed.product import group_columns
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.kmeans import KMeans
 
@@ -22,10 +24,13 @@ class ProductQuantizer(Compressor):
 
     Parameters
     ----------
-    n_groups : int
-        D; it divides d.
-    n_codes : int
+    n_groups : int, optional
+        D, at most d. If it does not divide d, the first groups are one column wider than the last.
+    n_codes : int, optional
         K, from 2 to 65,536 and at most n.
+    bits, ratio : int, float, optional
+        A budget in place of either or both. K is then the largest power of two up to 256 whose codebooks take
+        no more than a quarter of it.
     max_iter : int
         Lloyd's iterations at most; they stop early once no code changes.
     random_state : int, numpy.random.Generator or None
@@ -36,7 +41,8 @@ class ProductQuantizer(Compressor):
     Attributes
     ----------
     codebooks_ : (D, K, s)
-        Centroids, s = d / D. None is without rows, unless a group has fewer distinct subvectors than K.
+        Centroids, s = ceil(d / D); 0 in the columns that a narrower group lacks. None is without rows, unless
+        a group has fewer distinct subvectors than K.
     codes_ : (n, D) int32
         Codes of the table.
     objective_ : (n_iter_,) float64
@@ -55,17 +61,23 @@ class ProductQuantizer(Compressor):
     {'codes': 16000, 'codebooks': 4096}
     """
 
+    size_parameters = ("n_groups", "n_codes")
+
     def __init__(
         self,
-        n_groups: int = 8,
-        n_codes: int = 256,
+        n_groups: int | None = None,
+        n_codes: int | None = None,
         *,
+        bits: int | None = None,
+        ratio: float | None = None,
         max_iter: int = 25,
         random_state: Any = None,
         backend: str | None = None,
     ):
         self.n_groups = n_groups
         self.n_codes = n_codes
+        self.bits = bits
+        self.ratio = ratio
         self.max_iter = max_iter
         self.random_state = random_state
         self.backend = backend
@@ -83,11 +95,12 @@ class ProductQuantizer(Compressor):
         Raises
         ------
         ValueError
-            If D does not divide d, there are fewer rows than codes, or an entry is NaN or infinite.
+            If D is above d, there are fewer rows than codes, the budget cannot be met, or an entry is NaN or
+            infinite.
         """
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
-        n_codes = checks.number_of_codes(self.n_codes)
+        n_codes = self._settle(*X.shape)
         max_iter = checks.positive("max_iter", self.max_iter)
         kmeans = KMeans(
             n_codes,
@@ -113,14 +126,42 @@ class ProductQuantizer(Compressor):
         n_groups, n_codes, _ = self.codebooks_.shape
         codes = checks.as_ids(Z, n_codes)
         self._check_width(codes, n_groups)
-        return backend.get(self.backend).decode(codes, self.codebooks_).reshape(len(codes), -1)
+        rows = backend.get(self.backend).decode(codes, self.codebooks_)
+        return rows.reshape(len(codes), -1)[:, self._columns.ravel()]
 
     def compress(self) -> ProductTable:
         """Codes and codebooks of the table."""
         check_is_fitted(self)
-        return ProductTable.from_codes(self.codes_, self.codebooks_.astype(np.float32, copy=False))
+        return ProductTable.from_codes(self.codes_, self._stored(self.codebooks_))
+
+    def _settle(self, n: int, d: int) -> int:
+        """Fix the groups, and return K."""
+        size = self._size(n, d)
+        n_groups = checks.positive("n_groups", size["n_groups"])
+        if n_groups > d:
+            raise ValueError(f"n_groups={n_groups}; a table of {d} columns takes at most {d}")
+        self._columns = group_columns(d, n_groups)
+        return checks.number_of_codes(size["n_codes"])
+
+    def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
+        n_codes = self.n_codes or 2
+        while self.n_codes is None and 2 * n_codes <= min(256, n) and 4 * 32 * 2 * n_codes * d <= budget:
+            n_codes *= 2
+        for n_groups in range(1, d + 1) if self.n_groups is None else [self.n_groups]:
+            yield {"n_groups": n_groups, "n_codes": n_codes}
+
+    def _bits(self, n: int, d: int, *, n_groups: int, n_codes: int) -> int:
+        return n * n_groups * (n_codes - 1).bit_length() + 32 * n_codes * d
 
     def _cut(self, X: Array) -> Array:
         """Rows as points of D groups, (n, d) -> (n, D, s)."""
-        n_groups = checks.positive("n_groups", self.n_groups)
-        return X.reshape(len(X), n_groups, checks.group_width(X.shape[1], n_groups))
+        if self._columns.all():
+            return X.reshape(len(X), *self._columns.shape)
+        points = np.zeros((len(X), *self._columns.shape), X.dtype)
+        points[:, self._columns] = X
+        return points
+
+    def _stored(self, codebooks: Array) -> Array:
+        """Codebooks in float32, without the columns that there are not: (D, K, s), or else (K, d)."""
+        codebooks = codebooks.astype(np.float32, copy=False)
+        return codebooks if self._columns.all() else codebooks.swapaxes(0, 1)[:, self._columns]

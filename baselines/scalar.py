@@ -1,38 +1,113 @@
 """Scalar quantization: every entry on its own, on levels that all entries share.
 
 A. May, J. Zhang, T. Dao, C. Re, *On the Downstream Performance of Compressed Word Embeddings*, NeurIPS 2019:
-uniform levels from -r to r, with the clip r that makes the squared error smallest.
+uniform levels from -r to r, with the clip r that makes the squared error smallest; levels by k-means; and, to
+compare with, the two floating-point formats of 16 bits.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.levels import in_order, lloyd, nearest_level, nearest_of, optimal_clips
 from dpq_ref import checks
-from dpq_ref.compressed import ScalarTable, uniform_levels
+from dpq_ref.compressed import DenseTable, ScalarTable, to_bfloat16, uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
 
-GRID = 32  # clips that are tried before the search
-TOLERANCE = 1e-4  # of the search, relative to the clip: the error is off by the square of that
-BLOCK = 1 << 15  # entries at a time, so that they stay in the cache
+SCALES = ("table", "column", "row")
+FORMATS = ("float16", "bfloat16")
 
 
-class UniformQuantizer(Compressor):
+class ScalarQuantizer(Compressor):
+    """Codes of b bits an entry, and a scale of the table, of each column or of each row."""
+
+    size_parameters = ("n_bits",)
+    n_bits: int | None
+    scale: str
+    codes_: Integers
+    _bits_: int  # b
+    _scales_: Array | None  # (1 or n, 1 or d) float32
+    _levels_: Array | None  # in units of the scale
+
+    @abstractmethod
+    def _encode(self, X: Array, scales: Any) -> Integers:
+        """Codes of rows whose scales are known."""
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Codes of rows.
+
+        Returns
+        -------
+        (n, d) uint8, or uint16 for more than 8 bits
+            With scale="row" it is (n, 1 + d) float32, the scale of the row in front.
+        """
+        check_is_fitted(self)
+        X = self._rows(X)
+        if self.scale != "row":
+            return self._encode(X, self._scales_)
+        scales = as_float32(optimal_clips(X, np.ones(len(X)), self._bits_, "row"))
+        return np.hstack([scales, self._encode(X, scales).astype(np.float32)])
+
+    def inverse_transform(self, Z: Any) -> Array:
+        """Rows of what `transform` gives, (n, d) or (n, 1 + d) -> (n, d) float32."""
+        check_is_fitted(self)
+        scales = self._scales_
+        if self.scale == "row":
+            Z = checks.as_table(Z, "Z").astype(np.float32, copy=False)
+            self._check_width(Z, 1 + self.n_features_in_)
+            scales, Z = Z[:, :1], Z[:, 1:].astype(np.int64)
+        codes = checks.as_ids(Z, 1 << self._bits_)
+        self._check_width(codes, self.n_features_in_)
+        return ScalarTable.from_codes(codes, self._bits_, scales, self._levels_).reconstruct()
+
+    def compress(self) -> ScalarTable:
+        """Codes of the table, scales and levels."""
+        check_is_fitted(self)
+        return ScalarTable.from_codes(self.codes_, self._bits_, self._scales_, self._levels_)
+
+    def _settle(self, X: Array) -> None:
+        """Check the parameters of the class, and fix b."""
+        if self.scale not in SCALES:
+            raise ValueError(f"scale={self.scale!r}; it takes one of {', '.join(map(repr, SCALES))}")
+        self._bits_ = checks.positive("n_bits", self._size(*X.shape)["n_bits"])
+        if self._bits_ > 16:
+            raise ValueError(f"n_bits={self._bits_}; it takes at most 16")
+
+    def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
+        return ({"n_bits": n_bits} for n_bits in range(1, 17))
+
+    def _bits(self, n: int, d: int, *, n_bits: int) -> int:
+        return n * d * n_bits + 32 * {"table": 1, "column": d, "row": n}[self.scale]
+
+
+class UniformQuantizer(ScalarQuantizer):
     """Uniform quantization with the optimal clip (May et al. 2019).
 
     An entry goes to the nearest of the levels -r + 2 r j / (2^b - 1), j = 0 ... 2^b - 1; what is beyond r, to
-    the last. It stores n d b bits, and 32 of r.
+    the last. It stores n d b bits, and 32 of each r.
 
     Parameters
     ----------
-    n_bits : int
+    n_bits : int, optional
         b, from 1 to 16.
+    bits, ratio : int, float, optional
+        A budget in place of `n_bits`: the largest b that it allows.
+    scale : {"table", "column", "row"}
+        What has a clip of its own.
+    rounding : {"nearest", "stochastic"}
+        Stochastic rounding takes the clip of the nearest level, and rounds up with the probability that keeps
+        the mean of entries inside it.
+    random_state : int, numpy.random.Generator or None
+        Of stochastic rounding.
 
     Attributes
     ----------
-    clip_ : float
+    clip_ : float, or (1, d) or (n, 1) float32
         r, a float32.
     codes_ : (n, d) uint8 or uint16
         Levels of the table.
@@ -56,11 +131,111 @@ class UniformQuantizer(Compressor):
     {'codes': 20000, 'scales': 32}
     """
 
-    def __init__(self, n_bits: int = 8):
+    def __init__(
+        self,
+        n_bits: int | None = None,
+        *,
+        bits: int | None = None,
+        ratio: float | None = None,
+        scale: str = "table",
+        rounding: str = "nearest",
+        random_state: Any = None,
+    ):
         self.n_bits = n_bits
+        self.bits = bits
+        self.ratio = ratio
+        self.scale = scale
+        self.rounding = rounding
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Search the clip.
+        """Search the clips.
+
+        Parameters
+        ----------
+        X : (n, d) array_like
+        y : ignored
+        sample_weight : (n,) array_like, optional
+            Frequencies of the words; they do not matter to clips of rows.
+
+        Raises
+        ------
+        ValueError
+            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN, infinite, or beyond float32.
+        """
+        X = self._table(X)
+        weights = self._weights(sample_weight, len(X))
+        self._settle(X)
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding={self.rounding!r}; it takes 'nearest' or 'stochastic'")
+        self._levels_ = None
+        self._scales_ = as_float32(optimal_clips(X, weights, self._bits_, self.scale))
+        self.clip_ = self._scales_.item() if self.scale == "table" else self._scales_
+        self.codes_ = self._encode(X, self._scales_)
+        return self
+
+    def _encode(self, X: Array, scales: Any) -> Integers:
+        rng = np.random.default_rng(self.random_state) if self.rounding == "stochastic" else None
+        return nearest_level(X, scales, self._bits_, rng)
+
+
+class KMeansQuantizer(ScalarQuantizer):
+    """Levels by k-means over all entries, started from those of `UniformQuantizer`, so never worse.
+
+    It stores n d b bits, 32 of each of the 2^b levels, and 32 of each scale, where columns or rows have their
+    own: their optimal clips, in units of which the levels are learned, each entry with the weight of its
+    squared scale.
+
+    Parameters
+    ----------
+    n_bits : int, optional
+        b, from 1 to 16.
+    bits, ratio : int, float, optional
+        A budget in place of `n_bits`: the largest b that it allows.
+    scale : {"table", "column", "row"}
+        Whether columns or rows have scales; "table" needs none.
+    max_iter : int
+        Lloyd's iterations at most; they stop early once no code changes.
+
+    Attributes
+    ----------
+    levels_ : (2**b,) float32
+        Sorted.
+    codes_ : (n, d) uint8 or uint16
+        Levels of the table.
+    objective_ : (n_iter_,) float64
+        Weighted squared error of the whole table after each iteration.
+    n_iter_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from baselines import KMeansQuantizer
+    >>> table = np.random.default_rng(0).exponential(size=(1000, 10)).astype(np.float32)
+    >>> quantizer = KMeansQuantizer(n_bits=1).fit(table)
+    >>> quantizer.levels_.round(1)
+    array([0.6, 2.6], dtype=float32)
+    >>> quantizer.compress().bits()
+    {'codes': 10000, 'levels': 64}
+    """
+
+    def __init__(
+        self,
+        n_bits: int | None = None,
+        *,
+        bits: int | None = None,
+        ratio: float | None = None,
+        scale: str = "table",
+        max_iter: int = 300,
+    ):
+        self.n_bits = n_bits
+        self.bits = bits
+        self.ratio = ratio
+        self.scale = scale
+        self.max_iter = max_iter
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Learn the levels.
 
         Parameters
         ----------
@@ -72,117 +247,135 @@ class UniformQuantizer(Compressor):
         Raises
         ------
         ValueError
-            If n_bits is not from 1 to 16, or an entry is NaN or infinite.
+            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN, infinite, or beyond float32.
         """
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
-        n_bits = checks.positive("n_bits", self.n_bits)
-        if n_bits > 16:
-            raise ValueError(f"n_bits={n_bits}; it takes at most 16")
-        self.clip_ = float(np.float32(optimal_clip(X, weights, n_bits)))
-        self.codes_ = nearest_level(X, self.clip_, n_bits)
+        self._settle(X)
+        max_iter = checks.positive("max_iter", self.max_iter)
+        clips = as_float32(optimal_clips(X, weights, self._bits_, self.scale))
+        start = uniform_levels(self._bits_)
+        importance = (weights / weights.max())[:, None]
+        if self.scale == "table":
+            start, self._scales_ = start * clips.item(), None
+        else:
+            importance, self._scales_ = importance * clips.astype(np.float64) ** 2, clips
+        unit = importance.max() or 1.0  # 0 where all entries are
+        levels, objective = lloyd(
+            *in_order(self._units(X, self._scales_), importance / unit), start, max_iter
+        )
+        self.objective_ = objective * (unit * weights.max())
+        self.n_iter_ = len(objective)
+        self._levels_ = self.levels_ = levels.astype(np.float32)
+        self.codes_ = self._encode(X, self._scales_)
         return self
 
-    def transform(self, X: Any) -> Integers:
-        """Nearest level of each entry, (n, d) -> (n, d) uint8, or uint16 for more than 8 bits."""
+    def _encode(self, X: Array, scales: Any) -> Integers:
+        return nearest_of(self._units(X, scales), self.levels_)
+
+    def _units(self, X: Array, scales: Array | None) -> Array:
+        """Entries in units of their scale; 0 where that is 0."""
+        return X if scales is None else X / np.where(scales, scales, np.inf)
+
+    def _bits(self, n: int, d: int, *, n_bits: int) -> int:
+        scales = {"table": 0, "column": d, "row": n}[self.scale]
+        return n * d * n_bits + 32 * (scales + (1 << n_bits))
+
+
+class HalfPrecision(Compressor):
+    """The same numbers in 16 bits each: no method at all, and often hard to tell from the table.
+
+    float16 has 11 significant bits and ends at 65,504; bfloat16 has 8, and the range of float32.
+
+    Parameters
+    ----------
+    format : {"float16", "bfloat16"}
+    bits, ratio : int, float, optional
+        A budget changes nothing: one below 16 bits an entry is refused.
+
+    Attributes
+    ----------
+    values_ : (n, d) float16, or uint16: the upper half of a float32
+        Halves of the table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from baselines import HalfPrecision
+    >>> HalfPrecision("bfloat16").fit(np.array([[1.0, 0.3]])).compress().lookup(0)
+    array([1.        , 0.30078125], dtype=float32)
+    """
+
+    def __init__(self, format: str = "float16", *, bits: int | None = None, ratio: float | None = None):
+        self.format = format
+        self.bits = bits
+        self.ratio = ratio
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Round the table.
+
+        Parameters
+        ----------
+        X : (n, d) array_like
+        y : ignored
+        sample_weight : (n,) array_like, optional
+            Checked; it changes nothing.
+
+        Raises
+        ------
+        ValueError
+            If the format is another, the budget is below it, or an entry is NaN, infinite, or beyond it.
+        """
+        X = self._table(X)
+        self._weights(sample_weight, len(X))
+        if self.format not in FORMATS:
+            raise ValueError(f"format={self.format!r}; it takes one of {', '.join(map(repr, FORMATS))}")
+        self._size(*X.shape)
+        self.values_ = self._round(X)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Halves of rows, (n, d) -> (n, d) float16, or uint16 for bfloat16."""
         check_is_fitted(self)
-        return nearest_level(self._rows(X), self.clip_, self.n_bits)
+        return self._round(self._rows(X))
 
     def inverse_transform(self, Z: Any) -> Array:
-        """Values of levels, (n, d) integers in [0, 2**b) -> (n, d) float32."""
+        """Rows of halves, (n, d) float16 or uint16 -> (n, d) float32."""
         check_is_fitted(self)
-        levels = uniform_levels(self.clip_, self.n_bits)
-        codes = checks.as_ids(Z, len(levels))
-        self._check_width(codes, self.n_features_in_)
-        return levels[codes]
+        Z = np.asarray(Z).astype(self.values_.dtype, casting="same_kind", copy=False)
+        self._check_width(Z, self.n_features_in_)
+        return DenseTable(Z).reconstruct()
 
-    def compress(self) -> ScalarTable:
-        """Levels of the table, and the clip."""
+    def compress(self) -> DenseTable:
+        """Halves of the table."""
         check_is_fitted(self)
-        return ScalarTable.from_codes(self.codes_, self.clip_, self.n_bits)
+        return DenseTable(self.values_)
+
+    def _round(self, X: Array) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            values = X.astype(np.float16) if self.format == "float16" else to_bfloat16(X)
+        _refuse_infinite(DenseTable(values).reconstruct(), X, self.format)
+        return values
+
+    def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
+        return [{}]
+
+    def _bits(self, n: int, d: int) -> int:
+        return 16 * n * d
 
 
-def nearest_level(X: Array, clip: float, n_bits: int) -> Integers:
-    """Index of the nearest level, (n, d) -> (n, d) uint8 or uint16; of a clip of 0 all levels are 0."""
-    top = (1 << n_bits) - 1
-    codes = np.zeros(X.shape, np.min_scalar_type(top))
-    if clip == 0:
-        return codes
-    step = max(1, BLOCK // X.shape[1])
-    for i in range(0, len(X), step):
-        position = (X[i : i + step] / np.float64(clip) + 1) * (top / 2)
-        codes[i : i + step] = np.clip(np.rint(position), 0, top)
-    return codes
+def as_float32(X: Array) -> NDArray[np.float32]:
+    """Numbers as they are stored (ValueError if one is beyond float32)."""
+    with np.errstate(over="ignore"):
+        rounded = X.astype(np.float32, copy=False)
+    _refuse_infinite(rounded, X, "float32")
+    return rounded
 
 
-def squared_error(X: Array, weights: Array, clip: float, n_bits: int) -> float:
-    """Weighted squared error of the uniform quantizer with this clip.
-
-    Levels are symmetric, so |x| in steps of the quantizer is all that matters: then the cells are [j, j + 1),
-    each with its level in the middle, and the last has no end.
-
-    Parameters
-    ----------
-    X : (n, d)
-    weights : (n,)
-    clip : float, above 0
-    n_bits : int
-
-    Returns
-    -------
-    float
-    """
-    last = (1 << (n_bits - 1)) - 1
-    width = 2 * clip / ((1 << n_bits) - 1)
-    rows = max(1, BLOCK // X.shape[1])
-    total = 0.0
-    for i in range(0, len(X), rows):
-        position = X[i : i + rows] * X.dtype.type(1 / width)
-        np.abs(position, out=position)
-        cell = np.floor(position)
-        np.minimum(cell, last, out=cell)
-        position -= cell
-        position -= X.dtype.type(0.5)
-        squares = np.einsum("ij,ij->i", position, position)
-        total += float((weights[i : i + rows] * squares).sum())
-    return total * width**2
-
-
-def optimal_clip(X: Array, weights: Array, n_bits: int) -> float:
-    """Clip of the smallest weighted squared error.
-
-    The best clip is at least the mean of |x|: where the error is stationary, r = sum |x| t / sum t^2, t in
-    (0, 1] being the level of |x| in units of r; t rises with |x|, so sum |x| t >= mean |x| sum t (Chebyshev's
-    sum inequality), and sum t >= sum t^2. With one bit t = 1, and the clip is that mean. The error may have
-    more minima than one, so clips from the mean to max |x| are tried first; then golden section with
-    parabolic steps (Brent) goes on about the best of them.
-
-    Parameters
-    ----------
-    X : (n, d)
-    weights : (n,), not all 0
-    n_bits : int
-
-    Returns
-    -------
-    float
-    """
-    from scipy.optimize import minimize_scalar
-
-    if not weights.all():
-        X, weights = X[weights > 0], weights[weights > 0]
-    largest = float(max(X.max(), -X.min()))
-    row_means = np.abs(X).mean(axis=1, dtype=np.float64)
-    mean = min(float(np.average(row_means, weights=weights)), largest)
-    if n_bits == 1 or mean == largest:
-        return mean
-
-    def error(clip: float) -> float:
-        return squared_error(X, weights, clip, n_bits)
-
-    grid = largest * np.geomspace(mean / largest, 1, GRID)
-    errors = [error(clip) for clip in grid]
-    best = int(np.argmin(errors))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
-    found = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": TOLERANCE * bounds[0]})
-    return float(found.x) if found.fun < errors[best] else float(grid[best])
+def _refuse_infinite(rounded: Array, X: Array, name: str) -> None:
+    bad = np.isinf(rounded)
+    if bad.any():
+        raise ValueError(
+            f"X has {int(bad.sum())} entries beyond the range of {name}, the first "
+            f"{X[bad][0]:g} in row {int(bad.any(axis=1).argmax())}; scale the table down"
+        )

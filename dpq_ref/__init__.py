@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpq_ref.compressed import Compressed, LowRankTable, ProductTable, ScalarTable, load
+    from dpq_ref.compressed import Compressed, DenseTable, FactoredTable, ProductTable, ScalarTable, load
     from dpq_ref.layers import DPQEmbedding, FullEmbedding, RowSparse
     from dpq_ref.optim import SGD, Adagrad, Adam
 
@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Compressed": "compressed",
-    "LowRankTable": "compressed",
+    "DenseTable": "compressed",
+    "FactoredTable": "compressed",
     "ProductTable": "compressed",
     "ScalarTable": "compressed",
     "load": "compressed",
@@ -35,8 +36,9 @@ __all__ = [
     "Adam",
     "Compressed",
     "DPQEmbedding",
+    "DenseTable",
+    "FactoredTable",
     "FullEmbedding",
-    "LowRankTable",
     "ProductTable",
     "RowSparse",
     "ScalarTable",

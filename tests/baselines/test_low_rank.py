@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 from baselines import LowRank
-from baselines.low_rank import rank_for_ratio, right_vectors
+from baselines.low_rank import right_vectors
+from dpq_ref.compressed import load
 
 SHAPES = [(60, 9), (9, 60), (20, 20), (40, 1), (1, 7), (30, 300)]
 
@@ -142,30 +144,114 @@ def test_zeros():
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2, 4, 16])
-def test_compression_ratio_is_kept(ratio):
+def test_ratio_is_kept(ratio):
     X = table(2000, 50, dtype=np.float32)
-    model = LowRank(compression_ratio=ratio).fit(X)
+    model = LowRank(ratio=ratio).fit(X)
     rank = len(model.components_)
-    assert model.compress().bits() == {"factors": 32 * rank * (2000 + 50)}
+    assert model.compress().bits() == {"values": 32 * rank * 2000, "basis": 32 * rank * 50}
     assert model.compress().compression_ratio >= ratio > 2000 * 50 / ((rank + 1) * 2050)
+    bits = 32 * rank * 2050
+    assert len(LowRank(bits=bits).fit(X).components_) == rank
+    assert rank == 1 or len(LowRank(bits=bits - 1).fit(X).components_) == rank - 1
 
 
 @pytest.mark.parametrize(("ratio", "rank"), [(16.65, 18), (8.10, 37), (4.05, 74), (2.01, 149)])
 def test_ranks_of_a_table_of_400_000_words(ratio, rank):
-    assert rank_for_ratio(ratio, 400_000, 300) == rank
+    assert LowRank(ratio=ratio)._size(400_000, 300) == {"rank": rank}
+
+
+def test_a_row_is_the_same_bit_by_bit_in_any_batch(tmp_path):
+    model = LowRank(5).fit(table(3000, 70, dtype=np.float32))
+    compressed = model.compress()
+    compressed.save(tmp_path / "table")
+    whole = load(tmp_path / "table").reconstruct()
+    ids = np.random.default_rng(0).integers(0, 3000, 500)
+    np.testing.assert_array_equal(compressed.lookup(ids), whole[ids])
+    for i in (0, 1, 2999):
+        np.testing.assert_array_equal(compressed.lookup(i), whole[i])
+    np.testing.assert_allclose(whole, model.inverse_transform(model.coefficients_), atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["exact", "randomized"])
+@pytest.mark.parametrize(
+    "X",
+    [
+        table(300, 40).astype(np.float16),
+        np.asfortranarray(table(300, 40)),
+        (table(200, 5) @ table(5, 40, seed=1)),
+        table(30, 200),
+        table(50, 1),
+        table(1, 40),
+        np.repeat(table(3, 8), 10, axis=0),
+        np.full((20, 6), 0.5),
+        table(40, 7) * [1, 0, 1, 0, 1, 1, 1],
+    ],
+    ids=["float16", "fortran", "deficient", "n < d", "d = 1", "n = 1", "duplicates", "constant", "empty"],
+)
+def test_error_is_that_of_scipy(solver, X):
+    values = linalg.svd(X.astype(np.float64), compute_uv=False)
+    rank = min(4, *X.shape)
+    model = LowRank(rank, solver=solver, power_iterations=20, random_state=0).fit(X)
+    exact = X.astype(np.float64)
+    error = ((exact - exact @ model.components_.T @ model.components_) ** 2).sum()
+    rtol = 2e-6 if X.dtype == np.float16 else 1e-6
+    np.testing.assert_allclose(error, (values[rank:] ** 2).sum(), rtol=rtol, atol=1e-12 * (values**2).sum())
+
+
+def slow_decay(n=500, d=120):
+    rng = np.random.default_rng(0)
+    left, right = (linalg.qr(rng.standard_normal((m, d)), mode="economic")[0] for m in (n, d))
+    return (left * np.arange(1, d + 1) ** -0.5) @ right.T
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_randomized_error_falls_with_the_power_iterations(weighted):
+    X = slow_decay()
+    weights = np.random.default_rng(1).uniform(1, 9, len(X)) if weighted else np.ones(len(X))
+    least = LowRank(10).fit(X, sample_weight=weights)
+    errors = [
+        weighted_error(
+            X,
+            LowRank(10, solver="randomized", power_iterations=p, random_state=3).fit(
+                X, sample_weight=weights
+            ),
+            weights,
+        )
+        / weighted_error(X, least, weights)
+        for p in (0, 1, 4, 30)
+    ]
+    assert errors[0] > errors[1] > errors[2] > errors[3] >= 1 - 1e-12
+    assert errors[0] < 1.2 and errors[2] < 1.002 and errors[3] < 1 + 1e-7
+
+
+def test_randomized_vectors_and_values_are_the_exact_ones_in_the_end():
+    X, weights = slow_decay(), frequencies(500)
+    exact = LowRank(6).fit(X, sample_weight=weights)
+    other = LowRank(6, solver="randomized", power_iterations=50, random_state=0).fit(X, sample_weight=weights)
+    np.testing.assert_allclose(other.components_, exact.components_, atol=1e-6)  # signs too
+    np.testing.assert_allclose(other.singular_values_, exact.singular_values_[:6], rtol=1e-9)
+
+
+def test_randomized_repeats_with_its_seed():
+    X = slow_decay()
+    a, b, c = (LowRank(5, solver="randomized", random_state=s).fit(X).components_ for s in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
 
 
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({}, ValueError, "exactly one"),
-        ({"rank": 1, "compression_ratio": 2}, ValueError, "exactly one"),
+        ({}, ValueError, "nothing is given; it takes rank, or one of bits and ratio"),
+        ({"rank": 1, "ratio": 2}, ValueError, "rank=1, ratio=2; it takes rank, or one of"),
+        ({"bits": 10**4, "ratio": 2}, ValueError, "bits=10000, ratio=2; it takes rank, or one of"),
         ({"rank": 10}, ValueError, "rank=10; a table of 60 x 9 takes at most 9"),
         ({"rank": 0}, ValueError, "rank=0"),
         ({"rank": 1.0}, TypeError, r"rank=1\.0"),
-        ({"compression_ratio": 8}, ValueError, r"rank 0; 60 x 9 takes at most 7\.83"),
-        ({"compression_ratio": 0.5}, ValueError, "rank=15; a table of 60 x 9 takes at most 9"),
-        ({"compression_ratio": -1}, ValueError, "compression_ratio=-1"),
+        ({"ratio": 8}, ValueError, r"ratio=8 cannot be met .* 2208 bits, ratio 7\.83 \(rank=1\)"),
+        ({"ratio": -1}, ValueError, "ratio=-1"),
+        ({"rank": 1, "solver": "full"}, ValueError, "solver='full'; it takes 'exact' or 'randomized'"),
+        ({"rank": 1, "power_iterations": -1}, ValueError, "power_iterations=-1"),
     ],
 )
 def test_bad_parameters(parameters, error, message):
@@ -181,12 +267,19 @@ def test_coefficients_of_another_rank():
 @pytest.mark.skipif(
     "DPQ_REF_DATA" not in os.environ, reason="DPQ_REF_DATA does not name the folder of tables"
 )
-def test_word_vectors():
-    X = np.load(Path(os.environ["DPQ_REF_DATA"]) / "embeddings/glove-6b-300d-3k.npz")["vectors"]
-    values = np.linalg.svd(X.astype(np.float64), compute_uv=False)
-    for rank in (10, 100, 300):
-        model = LowRank(rank).fit(X)
-        error = ((X - model.compress().reconstruct()).astype(np.float64) ** 2).sum()
+@pytest.mark.parametrize("name", ["glove-6b-300d-3k", "glove-6b-50d-5k"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_word_vectors(name, weighted):
+    X = np.load(Path(os.environ["DPQ_REF_DATA"]) / f"embeddings/{name}.npz")["vectors"]
+    weights = 1e6 / np.arange(1, len(X) + 1) if weighted else np.ones(len(X))
+    exact = np.sqrt(weights)[:, None] * X.astype(np.float64)
+    values = linalg.svd(exact, compute_uv=False)
+    for rank in (10, 40, X.shape[1]):
+        model = LowRank(rank).fit(X, sample_weight=weights)
+        V = model.components_.astype(np.float64)
+        tail, whole = (values[rank:] ** 2).sum(), (values**2).sum()
         np.testing.assert_allclose(
-            error, (values[rank:] ** 2).sum(), rtol=1e-5, atol=1e-8 * (values**2).sum()
+            ((exact - exact @ V.T @ V) ** 2).sum(), tail, rtol=1e-6, atol=1e-12 * whole
         )
+        stored = np.sqrt(weights)[:, None] * (X - model.compress().reconstruct()).astype(np.float64)
+        np.testing.assert_allclose((stored**2).sum(), tail, rtol=1e-6, atol=1e-10 * whole)
