@@ -11,14 +11,33 @@ from dpq_ref.metrics.spaces import (
     relative_pip_loss,
     spectral_bounds,
 )
+from dpq_ref.metrics.words import (
+    Analogies,
+    Categorisation,
+    ConceptRelations,
+    WordSimilarity,
+    analogies,
+    categorisation,
+    code_agreement,
+    concept_relations,
+    word_similarity,
+)
 
 __all__ = [
     "METRICS",
+    "Analogies",
+    "Categorisation",
     "CodeUsage",
+    "ConceptRelations",
     "Metric",
     "SpectralBounds",
+    "WordSimilarity",
     "accuracy",
+    "analogies",
+    "categorisation",
+    "code_agreement",
     "code_usage",
+    "concept_relations",
     "eigenspace_overlap",
     "isotropy",
     "judge",
@@ -29,4 +48,5 @@ __all__ = [
     "relative_error",
     "relative_pip_loss",
     "spectral_bounds",
+    "word_similarity",
 ]

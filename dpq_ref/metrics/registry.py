@@ -24,6 +24,7 @@ from dpq_ref.metrics.spaces import (
     relative_pip_loss,
     spectral_bounds,
 )
+from dpq_ref.metrics.words import analogies, categorisation, concept_relations, word_similarity
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ METRICS = {
         Metric("delta_1", "spectral bound Δ₁", "", "lower", spectral_bounds),  # both bounds in one result
         Metric("delta_2", "spectral bound Δ₂", "", "lower", spectral_bounds),
         Metric("isotropy", "isotropy", "", "higher", isotropy),  # of one table
+        # Of words and their vectors; each function's result has more to say.
+        Metric("word_similarity", "word similarity (Spearman)", "", "higher", word_similarity),
+        Metric("analogies_add", "analogies by 3CosAdd", "%", "higher", analogies),
+        Metric("analogies_mul", "analogies by 3CosMul", "%", "higher", analogies),
+        Metric("analogies_semantic", "semantic analogies", "%", "higher", analogies),
+        Metric("analogies_syntactic", "syntactic analogies", "%", "higher", analogies),
+        Metric("categorisation_purity", "purity of categories", "%", "higher", categorisation),
+        Metric("coordinates_first", "nearest relatum is a coordinate", "%", "higher", concept_relations),
     )
 }
 
