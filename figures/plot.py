@@ -32,10 +32,12 @@ COLUMNS = (
 )
 STYLES = {  # method: label, colour, marker
     "full": ("full embedding", "#000000", "*"),
+    "full-continued": ("full embedding, trained on", "#000000", "P"),
     "dpq-sx": ("DPQ-SX", "#0072B2", "o"),
     "dpq-vq": ("DPQ-VQ", "#D55E00", "s"),
     "product": ("product quantization", "#009E73", "^"),
     "low-rank": ("low rank", "#CC79A7", "D"),
+    "low-rank-in-network": ("low rank, in the network", "#56B4E9", "d"),
     "uniform": ("uniform scalar", "#E69F00", "v"),
 }
 OTHER = "#777777", "x"  # methods without a style of their own, under their name

@@ -1,9 +1,10 @@
 """A grid (TOML) of methods x parameters x seeds -> results, one JSON a run. Never plots.
 
-A trained method ("full", "dpq-sx", "dpq-vq") trains the classifier with its embedding. An offline one
-(those of `baselines.REGISTRY`) compresses the table of the "full" classifier of its seed, whose other
-layers stay as they are. All end in a `Compressed` table and are judged on it by the same code, at the best
-validation step.
+A method trained from scratch ("full", "dpq-sx", "dpq-vq") trains the classifier with its embedding. One of
+`CONTINUED` takes the trained "full" classifier of its seed, puts its own layer in place of the table, and
+trains the whole network on for as many steps again. An offline one (those of `baselines.REGISTRY`) compresses
+the table of that classifier, whose other layers stay as they are. All end in a `Compressed` table and are
+judged on it by the same code, at the best validation step.
 
 Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job goes on where it was.
 """
@@ -31,13 +32,52 @@ import numpy as np
 
 from dpq_ref import datasets
 from dpq_ref.compressed import Compressed, ProductTable, write_atomically
-from dpq_ref.layers import DPQEmbedding, FullEmbedding
-from dpq_ref.metrics import accuracy, code_usage, relative_error
+from dpq_ref.kernels.reference import Array
+from dpq_ref.layers import DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
+from dpq_ref.metrics import CodeUsage, accuracy, code_usage, relative_error
 from dpq_ref.optim import Adam
+from dpq_ref.schedules import CyclicallyAnnealedRate
 from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
 
-TRAINED = ("full", "dpq-sx", "dpq-vq")
 GRIDS = Path(__file__).parent / "grids"
+
+
+def full_table(table: Array) -> FullEmbedding:
+    """Layer of "full-continued": the table as it is, to tell what training on alone brings."""
+    layer = FullEmbedding(*table.shape, dtype=table.dtype)
+    layer.params["table"][:] = table
+    return layer
+
+
+def low_rank_factors(table: Array, *, reduction: float) -> LowRankEmbedding:
+    """Layer of "low-rank-in-network": the two best factors of a size (Acharya et al., 2019)."""
+    n, d = table.shape
+    return LowRankEmbedding.from_table(table, rank_kept(n, d, reduction))
+
+
+# Trained full table and parameters of the run -> layer in its place.
+CONTINUED: dict[str, Callable[..., Any]] = {
+    "full-continued": full_table,
+    "low-rank-in-network": low_rank_factors,
+}
+FROM_SCRATCH = ("full", "dpq-sx", "dpq-vq")
+TRAINED = (*FROM_SCRATCH, *CONTINUED)
+
+
+def calr(plan: Plan) -> CyclicallyAnnealedRate:
+    """Cyclically annealed rate of a plan, as Acharya et al. fine-tune: five epochs, down to decay^3.
+
+    An epoch of the schedule is a fifth of the plan, whatever that is of the data, and one triangle: peaks of
+    1, 0.1, 0.01, 1 and 0.1 times the rate of the plan.
+    """
+    epoch, rate = max(2, plan.steps // 5), plan.learning_rate
+    return CyclicallyAnnealedRate(epoch, epoch // 2, high=rate, low=rate * 1e-3, decay=0.1)
+
+
+def _schedule(plan: Plan, name: str) -> CyclicallyAnnealedRate | None:
+    if name not in ("constant", "calr"):
+        raise ValueError(f"schedule={name!r}; it takes 'constant' or 'calr'")
+    return calr(plan) if name == "calr" else None
 
 
 @dataclass(frozen=True)
@@ -231,6 +271,11 @@ def _checkpoint(work: Path, seed: int) -> Path:
     return work / f"full_seed={seed}.npz"
 
 
+def _full_state(work: Path, seed: int) -> dict[str, Array]:
+    with np.load(_checkpoint(work, seed)) as file:
+        return dict(file)
+
+
 def _run_safely(grid: Grid, run: Run, work: Path, slot: int) -> dict[str, Any]:
     """Run one cell in a worker and write its record; an error becomes one."""
     steps = np.memmap(work / "steps", np.int64, "r+")
@@ -284,23 +329,44 @@ def _embedding(run: Run, vocab_size: int, dim: int) -> Any:
     return DPQEmbedding(vocab_size, dim, method=method, padding_id=PADDING, rng=run.seed, **run.parameters)
 
 
+def _continued(grid: Grid, run: Run, data: datasets.TextDataset, work: Path) -> TextClassifier:
+    """Full classifier of the seed, with the method's layer in place of its table."""
+    state = _full_state(work, run.seed)
+    parameters = {k: v for k, v in run.parameters.items() if k != "schedule"}
+    embedding = CONTINUED[run.method](state["embedding.table"], **parameters)
+    model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
+    model.load_head(state)
+    return model
+
+
 def _train(
     grid: Grid, run: Run, data: datasets.TextDataset, work: Path, on_step: Callable[[int], None]
 ) -> dict[str, Any]:
     n, classes = len(data.vocabulary), len(data.label_names)
+    continued = run.method in CONTINUED
     start = time.perf_counter()
-    compile_kernels(run, grid, data)
+    # A step of a model that is thrown away, so that compilation does not count as training.
+    few = _continued(grid, run, data, work) if continued else None
+    compile_kernels(few or TextClassifier(_embedding(run, 8, grid.dim), classes, hidden=8))
     compiled = time.perf_counter() - start
 
-    embedding = _embedding(run, n, grid.dim)
-    model = TextClassifier(embedding, classes, hidden=grid.hidden, rng=run.seed)
+    options: dict[str, Any] = {"rng": run.seed}
+    if continued:
+        model = _continued(grid, run, data, work)
+        schedule = _schedule(grid.plan, run.parameters.get("schedule", "constant"))
+        # Texts in another order than the full classifier saw them in.
+        options = {"rng": np.random.default_rng([run.seed, 1]), "schedule": schedule, "evaluate_start": True}
+    else:
+        model = TextClassifier(_embedding(run, n, grid.dim), classes, hidden=grid.hidden, rng=run.seed)
+    embedding = model.embedding
 
     def keep(model: TextClassifier) -> Any:
-        if run.method == "full":
+        if isinstance(embedding, FullEmbedding):
             return model.state()
-        return embedding.export(), embedding.code_usage(), model.state()
+        usage = embedding.code_usage() if isinstance(embedding, DPQEmbedding) else None
+        return embedding.export(), usage, model.state()
 
-    outcome = train(model, data, grid.plan, rng=run.seed, keep=keep, on_step=on_step)
+    outcome = train(model, data, grid.plan, keep=keep, on_step=on_step, **options)
     record: dict[str, Any] = {
         "bits": {"table": 32 * n * grid.dim},
         "compression_ratio": 1.0,
@@ -315,6 +381,7 @@ def _train(
     }
     if run.method == "full":
         np.savez(_checkpoint(work, run.seed), **outcome.snapshot)
+    if isinstance(embedding, FullEmbedding):
         return record
     table, usage, state = outcome.snapshot
     # What counts is what the artefact does: the layer's own accuracy must come out of it again.
@@ -324,7 +391,8 @@ def _train(
     )
     if exported != outcome.accuracy:
         raise AssertionError(f"the artefact has accuracy {exported}, the layer had {outcome.accuracy}")
-    return record | _size(table) | {"code_usage": {k: v.tolist() for k, v in asdict(usage).items()}}
+    record |= _size(table)
+    return record if usage is None else record | {"code_usage": _usage(usage)}
 
 
 def _compress(
@@ -332,8 +400,7 @@ def _compress(
 ) -> dict[str, Any]:
     from baselines import REGISTRY
 
-    with np.load(_checkpoint(work, run.seed)) as file:
-        state = dict(file)
+    state = _full_state(work, run.seed)
     full = state["embedding.table"]
     parameters = dict(run.parameters)
     weights = data.counts if parameters.pop("weighted", False) else None
@@ -356,9 +423,7 @@ def _compress(
     metrics["weighted_relative_error"] = relative_error(full, rows, data.counts.astype(np.float64))
     record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}
     if isinstance(table, ProductTable):
-        record["code_usage"] = {
-            k: v.tolist() for k, v in asdict(code_usage(table.codes, table.n_codes)).items()
-        }
+        record["code_usage"] = _usage(code_usage(table.codes, table.n_codes))
     return record
 
 
@@ -366,11 +431,14 @@ def _size(table: Compressed) -> dict[str, Any]:
     return {"bits": table.bits(), "compression_ratio": table.compression_ratio}
 
 
-def compile_kernels(run: Run, grid: Grid, data: datasets.TextDataset) -> None:
-    """Train one step on a few words, so that compilation does not count as training."""
-    few = _embedding(run, 8, grid.dim)
-    model = TextClassifier(few, len(data.label_names), hidden=8)
-    model.backward(model.forward(np.array([[1, 2, 0], [3, 4, 5]])))
+def _usage(usage: CodeUsage) -> dict[str, list[float]]:
+    return {k: v.tolist() for k, v in asdict(usage).items()}
+
+
+def compile_kernels(model: TextClassifier) -> None:
+    """Train one step and evaluate, so that all kernels are compiled."""
+    ids = np.array([[1, 2, 0], [3, 4, 5]]) % model.embedding.vocab_size
+    model.loss_and_gradients((ids, np.zeros(2, np.int64)))
     Adam(model.params).step(model.grads)
     model.table()
 

@@ -178,7 +178,7 @@ class Outcome:
     Attributes
     ----------
     evaluations : list of dict
-        step, loss (mean since the last one), validation and test accuracy in percent.
+        step, loss (mean since the last one; none at step 0), validation and test accuracy in percent.
     best_step : int
         Of the highest validation accuracy, the earliest of several.
     accuracy, accuracy_validation : float
@@ -216,6 +216,7 @@ def train(
     *,
     rng: int | np.random.Generator = 0,
     schedule: Callable[[int], float] | None = None,
+    evaluate_start: bool = False,
     keep: Callable[[TextClassifier], Any] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Outcome:
@@ -230,6 +231,9 @@ def train(
         Shuffles the texts.
     schedule : callable, optional
         Step, counted from 1 -> learning rate, in place of the plan's.
+    evaluate_start : bool
+        Evaluate before the first step, too, and let that be the best step if none is better: for a model that
+        has been trained before.
     keep : callable, optional
         Called with the model at each new best step; what it returns ends up as `Outcome.snapshot`.
     on_step : callable, optional
@@ -246,6 +250,8 @@ def train(
     """
     outcome, documents = Outcome(), data.train
     rows = batches(len(documents), plan.batch_size, np.random.default_rng(rng))
+    if evaluate_start:
+        _evaluate(model, data, plan, 0, None, outcome, keep)
     history = trainer.train(
         model,
         ((documents.pad(batch, plan.max_tokens), documents.labels[batch]) for batch in rows),
@@ -265,7 +271,7 @@ def _evaluate(
     data: TextDataset,
     plan: Plan,
     step: int,
-    loss: float,
+    loss: float | None,
     outcome: Outcome,
     keep: Callable[[TextClassifier], Any] | None,
 ) -> None:
@@ -274,7 +280,8 @@ def _evaluate(
         accuracy(model.predict(split, table=table, max_tokens=plan.max_tokens), split.labels)
         for split in (data.validation, data.test)
     )
-    outcome.evaluations.append({"step": step, "loss": loss, "validation": validation, "test": test})
+    train_loss = {} if loss is None else {"loss": loss}
+    outcome.evaluations.append({"step": step, **train_loss, "validation": validation, "test": test})
     outcome.accuracy_best_test = max(outcome.accuracy_best_test, test)
     if validation > outcome.accuracy_validation:
         outcome.best_step, outcome.accuracy_validation, outcome.accuracy = step, validation, test

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from dpq_ref.cli import main
+from dpq_ref.tasks.classify import Plan
 from figures import plot, run
 
 GRID = """
@@ -41,6 +42,25 @@ weighted = [false, true]
 [[method]]
 name = "uniform"
 n_bits = 2
+"""
+
+
+CONTINUED = """
+[[method]]
+name = "full"
+
+[[method]]
+name = "full-continued"
+schedule = ["constant", "calr"]
+
+[[method]]
+name = "low-rank-in-network"
+reduction = 0.5
+schedule = ["constant", "calr"]
+
+[[method]]
+name = "low-rank"
+rank = 2
 """
 
 
@@ -188,12 +208,79 @@ def test_an_interrupt_says_how_to_go_on(folder, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_is_recorded_and_stops_no_other(folder, tmp_path):
-    (tmp_path / "grid.toml").write_text(GRID.replace("n_groups = 3\n", "n_groups = 5\n"), encoding="utf8")
+    (tmp_path / "grid.toml").write_text(GRID.replace("= 4\nweighted", "= 1\nweighted"), encoding="utf8")
     grid = run.read_grid(tmp_path / "grid.toml", str(folder))
     records = run.run_grid(grid, tmp_path / "out", jobs=1)
     failed = [record for record in records if "error" in record]
     assert len(records) == 12 and len(failed) == 4
-    assert all("divisors near 5" in record["error"] for record in failed)
+    assert all("n_codes=1" in record["error"] for record in failed)
+
+
+@pytest.fixture(scope="module")
+def continued(folder, tmp_path_factory):
+    """Records of the methods that go on from the full classifier, by name."""
+    path = tmp_path_factory.mktemp("continued")
+    # Few, slow steps: the full classifier is not done when the others take over.
+    head = GRID[: GRID.index("[[method]]")].replace("1e-2", "1e-3").replace("= 30", "= 10")
+    (path / "grid.toml").write_text(head + CONTINUED, encoding="utf8")
+    grid = run.read_grid(path / "grid.toml", str(folder))
+    first, again = ({r["name"]: r for r in run.run_grid(grid, path / o, jobs=1)} for o in ("a", "b"))
+    assert not [r["error"] for r in first.values() if "error" in r]
+    for name, record in first.items():
+        assert record["metrics"] == again[name]["metrics"], name
+    return first
+
+
+@pytest.mark.parametrize("schedule", ["constant", "calr"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_goes_on_where_the_full_classifier_stopped(continued, schedule, seed):
+    full = continued[f"full_seed={seed}"]["metrics"]
+    record = continued[f"full-continued_schedule={schedule}_seed={seed}"]
+    start = record["evaluations"][0]
+    assert (start["step"], start["validation"]) == (0, full["accuracy_validation"])
+    assert start["test"] == full["accuracy"]
+    assert record["metrics"]["accuracy_validation"] >= full["accuracy_validation"]
+    assert [e["step"] for e in record["evaluations"]] == [0, 10]
+    assert record["compression_ratio"] == 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "calr"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_low_rank_in_the_network_starts_where_low_rank_ends(continued, schedule, seed):
+    offline = continued[f"low-rank_rank=2_seed={seed}"]
+    record = continued[f"low-rank-in-network_reduction=0.5_schedule={schedule}_seed={seed}"]
+    start = record["evaluations"][0]
+    assert start["validation"] == pytest.approx(offline["metrics"]["accuracy_validation"])
+    assert start["test"] == pytest.approx(offline["metrics"]["accuracy"])
+    assert sum(record["bits"].values()) == sum(offline["bits"].values()) == 32 * 2 * (8 + 12)
+    best = max(record["evaluations"], key=lambda e: e["validation"])
+    assert (record["best_step"], record["metrics"]["accuracy"]) == (best["step"], best["test"])
+
+
+def test_in_the_network_the_loss_falls_further(continued):
+    full = continued["full_seed=0"]["evaluations"][-1]["loss"]
+    for method in ("full-continued_", "low-rank-in-network_reduction=0.5_"):
+        constant, annealed = (
+            continued[f"{method}schedule={schedule}_seed=0"]["evaluations"][-1]["loss"]
+            for schedule in ("constant", "calr")
+        )
+        assert constant < annealed < full
+
+
+def test_the_annealed_rate_of_a_plan():
+    rate = run.calr(Plan(steps=500, learning_rate=1e-3))
+    peaks = [max(rate(step) for step in range(e * 100 + 1, e * 100 + 101)) for e in range(5)]
+    assert peaks == pytest.approx([1e-3, 1e-4, 1e-5, 1e-3, 1e-4])
+    assert run.calr(Plan(steps=1))(1) > 0
+
+
+def test_an_unknown_schedule_is_refused_by_name(folder, tmp_path):
+    head = GRID[: GRID.index("[[method]]")].replace("[0, 1]", "[0]")
+    (tmp_path / "grid.toml").write_text(head + CONTINUED.replace("calr", "best"), encoding="utf8")
+    records = run.run_grid(run.read_grid(tmp_path / "grid.toml", str(folder)), tmp_path / "out", jobs=1)
+    errors = [record["error"] for record in records if "error" in record]
+    assert len(errors) == 2
+    assert all("schedule='best'; it takes 'constant' or 'calr'" in error for error in errors)
 
 
 def test_pareto_front_by_hand():
