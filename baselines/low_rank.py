@@ -141,8 +141,8 @@ class LowRank(Compressor):
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         return ({"rank": rank} for rank in range(1, min(n, d) + 1))
 
-    def _bits(self, n: int, d: int, *, rank: int) -> int:
-        return 32 * rank * (n + d)
+    def _bits(self, n: int, d: int, **size: int) -> int:
+        return 32 * size["rank"] * (n + d)
 
 
 def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
@@ -183,8 +183,8 @@ def randomized_right_vectors(
 ) -> tuple[Array, Array]:
     """First singular values and right singular vectors of B = diag(sqrt q) A, about (Halko et al. 2011).
 
-    The range of (B^T B)^(p + 1) W, W Gaussian with a few columns more than the rank, holds the vectors but for
-    an error that falls with p; they are the best in that range. B is never made as a whole.
+    The range of (B^T B)^(p + 1) W, W Gaussian with a few columns more than the rank, holds them but for an
+    error that falls with p; these are the best in that range. B is never made as a whole.
 
     Parameters
     ----------
