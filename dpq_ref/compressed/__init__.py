@@ -1,12 +1,14 @@
 """What every method ends in: a table that is looked up, counted in bits, and kept in one file."""
 
 from dpq_ref.compressed.base import Compressed, as_stored, load, write_atomically
+from dpq_ref.compressed.blocks import BlockTable
 from dpq_ref.compressed.dense import DenseTable, to_bfloat16
 from dpq_ref.compressed.factored import FactoredTable, LowRankTable
 from dpq_ref.compressed.product import ProductTable
 from dpq_ref.compressed.scalar import ScalarTable, uniform_levels
 
 __all__ = [
+    "BlockTable",
     "Compressed",
     "DenseTable",
     "FactoredTable",
