@@ -8,18 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from baselines.base import Compressor
+    from baselines.binary import RandomHyperplanes, SignQuantizer
+    from baselines.itq import IIQ, ITQ
     from baselines.low_rank import LowRank
     from baselines.product import ProductQuantizer
-    from baselines.scalar import UniformQuantizer
+    from baselines.scalar import HalfPrecision, KMeansQuantizer, UniformQuantizer
 
     REGISTRY: dict[str, type[Compressor]]
 
-__all__ = ["REGISTRY", "Compressor", "LowRank", "ProductQuantizer", "UniformQuantizer"]
+__all__ = [
+    "REGISTRY",
+    "Compressor",
+    "HalfPrecision",
+    "IIQ",
+    "ITQ",
+    "KMeansQuantizer",
+    "LowRank",
+    "ProductQuantizer",
+    "RandomHyperplanes",
+    "SignQuantizer",
+    "UniformQuantizer",
+]
 
 METHODS = {  # name of the method: module, class
     "product": ("product", "ProductQuantizer"),
     "low-rank": ("low_rank", "LowRank"),
     "uniform": ("scalar", "UniformQuantizer"),
+    "kmeans-scalar": ("scalar", "KMeansQuantizer"),
+    "half": ("scalar", "HalfPrecision"),
+    "sign": ("binary", "SignQuantizer"),
+    "hyperplanes": ("binary", "RandomHyperplanes"),
+    "itq": ("itq", "ITQ"),
+    "iiq": ("itq", "IIQ"),
 }
 MODULES = {"Compressor": "base", **{cls: module for module, cls in METHODS.values()}}
 

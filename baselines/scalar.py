@@ -81,8 +81,8 @@ class ScalarQuantizer(Compressor):
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         return ({"n_bits": n_bits} for n_bits in range(1, 17))
 
-    def _bits(self, n: int, d: int, *, n_bits: int) -> int:
-        return n * d * n_bits + 32 * {"table": 1, "column": d, "row": n}[self.scale]
+    def _bits(self, n: int, d: int, **size: int) -> int:
+        return n * d * size["n_bits"] + 32 * {"table": 1, "column": d, "row": n}[self.scale]
 
 
 class UniformQuantizer(ScalarQuantizer):
@@ -161,7 +161,7 @@ class UniformQuantizer(ScalarQuantizer):
         Raises
         ------
         ValueError
-            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN, infinite, or beyond float32.
+            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN or beyond float32.
         """
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
@@ -247,7 +247,7 @@ class KMeansQuantizer(ScalarQuantizer):
         Raises
         ------
         ValueError
-            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN, infinite, or beyond float32.
+            If b is not from 1 to 16, the budget cannot be met, or an entry is NaN or beyond float32.
         """
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
@@ -277,9 +277,9 @@ class KMeansQuantizer(ScalarQuantizer):
         """Entries in units of their scale; 0 where that is 0."""
         return X if scales is None else X / np.where(scales, scales, np.inf)
 
-    def _bits(self, n: int, d: int, *, n_bits: int) -> int:
+    def _bits(self, n: int, d: int, **size: int) -> int:
         scales = {"table": 0, "column": d, "row": n}[self.scale]
-        return n * d * n_bits + 32 * (scales + (1 << n_bits))
+        return n * d * size["n_bits"] + 32 * (scales + (1 << size["n_bits"]))
 
 
 class HalfPrecision(Compressor):
@@ -360,7 +360,7 @@ class HalfPrecision(Compressor):
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         return [{}]
 
-    def _bits(self, n: int, d: int) -> int:
+    def _bits(self, n: int, d: int, **size: int) -> int:
         return 16 * n * d
 
 

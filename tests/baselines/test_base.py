@@ -9,7 +9,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import baselines
-from baselines import REGISTRY, LowRank, ProductQuantizer, UniformQuantizer
+from baselines import REGISTRY, HalfPrecision, KMeansQuantizer, LowRank, ProductQuantizer, UniformQuantizer
 from dpq_ref.compressed import load
 
 HEADER = 2000  # bytes at most beside the arrays of a file
@@ -18,6 +18,12 @@ SMALL = {
     "product": ProductQuantizer(n_groups=1, n_codes=2, random_state=0),
     "low-rank": LowRank(1),
     "uniform": UniformQuantizer(3),
+    "kmeans-scalar": KMeansQuantizer(3),
+    "half": HalfPrecision(),
+    "sign": baselines.SignQuantizer(),
+    "hyperplanes": baselines.RandomHyperplanes(1, random_state=0),
+    "itq": baselines.ITQ(1, random_state=0),
+    "iiq": baselines.IIQ(1, random_state=0),
 }
 EXPECTED_FAILURES = {
     "product": {
@@ -26,8 +32,23 @@ EXPECTED_FAILURES = {
     },
     "low-rank": {},
     "uniform": {},
+    "kmeans-scalar": {},
+    "half": {},
+    "sign": {},
+    "hyperplanes": {},
+    "itq": {},
+    "iiq": {},
 }
-EXACT = ["product", "uniform"]  # those that end in codes: decoding is the same bit by bit
+EXACT = [
+    "product",
+    "uniform",
+    "kmeans-scalar",
+    "half",
+    "sign",
+    "hyperplanes",
+    "itq",
+    "iiq",
+]  # those that end in codes: decoding is the same bit by bit
 
 
 def method_of(estimator):
