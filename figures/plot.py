@@ -1,12 +1,9 @@
 """Results -> one CSV, a table, and figures with the CSV behind each. Never computes a result.
 
-One style for all: a colour and a marker for each method (colours of Okabe and Ito, told apart by the
-colour-blind), hollow where the method weighs words by frequency; single runs faded behind their means.
+Hollow markers where the method weighs words by frequency; single runs faded behind their means.
 """
 
-import csv
 import io
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,6 +15,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
+from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
 
 COLUMNS = (
     "dataset",
@@ -30,33 +28,6 @@ COLUMNS = (
     "value",
     "seconds",
 )
-STYLES = {  # method: label, colour, marker
-    "full": ("full embedding", "#000000", "*"),
-    "full-continued": ("full embedding, trained on", "#000000", "P"),
-    "dpq-sx": ("DPQ-SX", "#0072B2", "o"),
-    "dpq-vq": ("DPQ-VQ", "#D55E00", "s"),
-    "product": ("product quantization", "#009E73", "^"),
-    "low-rank": ("low rank", "#CC79A7", "D"),
-    "low-rank-in-network": ("low rank, in the network", "#56B4E9", "d"),
-    "uniform": ("uniform scalar", "#E69F00", "v"),
-}
-OTHER = "#777777", "x"  # methods without a style of their own, under their name
-RC: Any = {
-    "figure.figsize": (5.5, 4.0),
-    "figure.dpi": 200,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "svg.hashsalt": "dpq-ref",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-    "savefig.bbox": "tight",
-}
-
 Row = dict[str, Any]
 
 
@@ -95,21 +66,6 @@ class Cell:
     def weighted(self) -> bool:
         """Whether words were weighed by frequency."""
         return "weighted=True" in self.parameters
-
-
-def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the records of all runs in a folder of results that have no error.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    paths = sorted(Path(folder, "runs").glob("*.json"))
-    records = [json.loads(path.read_text(encoding="utf8")) for path in paths]
-    if not records:
-        raise FileNotFoundError(f"no results: {Path(folder, 'runs')} has no .json file")
-    return [record for record in records if "error" not in record]
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -154,20 +110,6 @@ def cells_of(rows: Iterable[Row], metric: str) -> list[Cell]:
     ]
     order = {method: i for i, method in enumerate(STYLES)}
     return sorted(cells, key=lambda c: (order.get(c.method, len(order)), c.weighted, c.ratio, c.parameters))
-
-
-def style_of(method: str) -> tuple[str, str, str]:
-    """Label, colour and marker of a method."""
-    return STYLES.get(method, (method, *OTHER))
-
-
-def to_csv(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
-    """Rows as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def table_of(rows: Iterable[Row]) -> Any:
@@ -247,7 +189,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     console.print(table_of(rows))
     console.print(verdict(rows), soft_wrap=True)
     written = [folder / "results.csv", folder / "table.txt"]
-    write_atomically(written[0], to_csv(rows).encode())
+    write_atomically(written[0], to_csv(rows, COLUMNS).encode())
     write_atomically(written[1], console.export_text().encode())
     with matplotlib.rc_context(RC):
         written += _quality(folder, rows, "accuracy", "accuracy")
@@ -317,7 +259,7 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
         }
         for c in cells
     ]
-    return _save(figure, folder / name, table)
+    return save_figure(figure, folder / name, table)
 
 
 def _cut_below(axes: Any, cells: list[Cell], points: float = 12.0) -> None:
@@ -380,20 +322,4 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
     axes[0, 0].set_ylabel(f"{METRICS['code_perplexity'].label}\n(K: all equally often)")
     axes[0, len(panels) // 2].set_xlabel("groups, by rising perplexity (share of D)")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
-    return _save(figure, folder / "code_usage", table)
-
-
-def _save(figure: Any, stem: Path, table: list[Row]) -> list[Path]:
-    """Write a figure as PNG and SVG, and the numbers that it shows as CSV."""
-    from matplotlib import pyplot
-
-    paths = []
-    for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        content = io.BytesIO()
-        figure.savefig(content, format=ending[1:], metadata=metadata)
-        paths.append(stem.with_suffix(ending))
-        write_atomically(paths[-1], content.getvalue())
-    pyplot.close(figure)
-    paths.append(stem.with_suffix(".csv"))
-    write_atomically(paths[-1], to_csv(table, table[0]).encode())
-    return paths
+    return save_figure(figure, folder / "code_usage", table)

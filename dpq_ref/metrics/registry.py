@@ -84,7 +84,14 @@ METRICS = {
         Metric("analogies_semantic", "semantic analogies", "%", "higher", analogies),
         Metric("analogies_syntactic", "syntactic analogies", "%", "higher", analogies),
         Metric("categorisation_purity", "purity of categories", "%", "higher", categorisation),
+        Metric("decoded_word_similarity", "word similarity of decoded signs", "", "higher", word_similarity),
         Metric("coordinates_first", "nearest relatum is a coordinate", "%", "higher", concept_relations),
+        # What it costs.
+        Metric("fit_seconds", "time to fit", "s", "lower"),
+        Metric("lookup_microseconds", "time to look up a word, in batches", "µs", "lower"),
+        Metric("flops_per_lookup", "operations of a look-up", "FLOP", "lower"),
+        Metric("bytes_per_lookup", "bytes read by a look-up", "B", "lower"),
+        Metric("file_bytes", "size of the file", "B", "lower"),
     )
 }
 

@@ -1,0 +1,211 @@
+"""Cells of a grid -> records, one JSON a run: in parallel, resumable, a failed run does not stop the rest.
+
+Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job goes on where it was.
+"""
+
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpq_ref.compressed import write_atomically
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid with one seed."""
+
+    method: str
+    parameters: dict[str, Any]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name without its ending."""
+        parts = [self.method, *(f"{k}={v}" for k, v in sorted(self.parameters.items())), f"seed={self.seed}"]
+        return "_".join(parts)
+
+
+def cells(entries: Iterable[dict[str, Any]]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Methods with their parameters; a list among the parameters stands for each of its entries.
+
+    Examples
+    --------
+    >>> cells([{"name": "product", "n_groups": [2, 4], "n_codes": 8}])
+    (('product', {'n_groups': 2, 'n_codes': 8}), ('product', {'n_groups': 4, 'n_codes': 8}))
+    """
+    found = []
+    for entry in entries:
+        axes = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k != "name"}
+        found += [
+            (entry["name"], dict(zip(axes, cell, strict=True))) for cell in itertools.product(*axes.values())
+        ]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to do with the runs of a grid; all functions must be picklable.
+
+    Attributes
+    ----------
+    execute : callable
+        (run, folder to work in, called with each step) -> what the record gets.
+    specification : callable
+        Run -> all that decides its result but the program and the machine; a finished run is kept if that is
+        still the same.
+    line : callable
+        Record without error -> a line that says how the run ended.
+    provenance : dict
+        What the data were made from.
+    cost : callable
+        Run -> the steps that it counts for.
+    phase : callable
+        Run -> number; those of a lower one are done first.
+    output_of : callable
+        (run, folder) -> a file that the run must leave in the folder for others, or None.
+    """
+
+    execute: Callable[[Run, Path, Callable[[int], None]], Record]
+    specification: Callable[[Run], Record]
+    line: Callable[[Record], str]
+    provenance: Record
+    cost: Callable[[Run], int] = lambda run: 1
+    phase: Callable[[Run], int] = lambda run: 0
+    output_of: Callable[[Run, Path], Path | None] = lambda run, work: None
+
+    def __call__(
+        self, runs: list[Run], output: str | os.PathLike, *, jobs: int | None = None
+    ) -> list[Record]:
+        """Run all, taking up what is there.
+
+        Parameters
+        ----------
+        runs : list of Run
+        output : path-like
+            Folder; its `runs` are replaced once all are done.
+        jobs : int, optional
+            Processes of one thread each; by default as many as there are cores.
+
+        Returns
+        -------
+        list of dict
+            The records, in the order of the runs; a failed one has "error" in place of its results.
+        """
+        from joblib import Parallel, delayed, parallel_config
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        output = Path(output)
+        work = output / ".work"
+        (work / "runs").mkdir(parents=True, exist_ok=True)
+        records = {run.name: self._finished(run, work) for run in runs}
+        todo = [run for run in runs if records[run.name] is None]
+        # One counter of steps a run, in a file that the workers share with this process.
+        steps = np.memmap(work / "steps", np.int64, "w+", shape=max(1, len(runs)))
+        slots = {run.name: i for i, run in enumerate(runs)}
+        left = TextColumn("left"), TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
+        finished = threading.Event()
+        with Progress(*columns, transient=True) as bar, parallel_config("loky", inner_max_num_threads=1):
+            task = bar.add_task("", total=sum(self.cost(run) for run in todo))
+
+            def show() -> None:
+                while not finished.wait(0.5):
+                    done = sum(record is not None for record in records.values())
+                    text = f"{done} of {len(records)} runs"
+                    bar.update(task, completed=int(steps.sum()), description=text)
+
+            watcher = threading.Thread(target=show, daemon=True)
+            watcher.start()
+            try:
+                for phase in sorted({self.phase(run) for run in todo}):
+                    calls = [
+                        delayed(self._run)(run, work, slots[run.name])
+                        for run in todo
+                        if self.phase(run) == phase
+                    ]
+                    for record in Parallel(jobs or os.cpu_count(), return_as="generator_unordered")(calls):
+                        records[record["name"]] = record
+                        failed = "error" in record
+                        end = f"failed: {record['error'].splitlines()[-1]}" if failed else self.line(record)
+                        bar.console.print(f"{record['name']}: {end}", highlight=False, soft_wrap=True)
+            finally:
+                finished.set()
+                watcher.join()
+        _publish(work, output / "runs", runs)
+        return [record for record in records.values() if record is not None]
+
+    def _finished(self, run: Run, work: Path) -> Record | None:
+        """Record of a run if it is there, whole, without error and of the same specification."""
+        try:
+            record = json.loads((work / "runs" / f"{run.name}.json").read_text(encoding="utf8"))
+        except (OSError, ValueError):
+            return None
+        same = record.get("specification") == self.specification(run) and "error" not in record
+        left = self.output_of(run, work)
+        return record if same and (left is None or left.is_file()) else None
+
+    def _run(self, run: Run, work: Path, slot: int) -> Record:
+        """Run one cell in a worker and write its record; an error becomes one."""
+        steps = np.memmap(work / "steps", np.int64, "r+")
+
+        def on_step(step: int) -> None:
+            steps[slot] = step
+
+        record = {"name": run.name, "specification": self.specification(run), "provenance": self.provenance}
+        try:
+            record |= self.execute(run, work, on_step)
+        except Exception:
+            record["error"] = traceback.format_exc()
+        steps[slot] = self.cost(run)
+        record["environment"] = environment()
+        write_atomically(work / "runs" / f"{run.name}.json", json.dumps(record, indent=1).encode())
+        return record
+
+
+def _publish(work: Path, final: Path, runs: list[Run]) -> None:
+    """Put the finished runs in place of the last job's."""
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir()
+    for run in runs:
+        shutil.move(work / "runs" / f"{run.name}.json", final / f"{run.name}.json")
+    shutil.rmtree(work)
+
+
+@lru_cache(maxsize=1)
+def environment() -> Record:
+    """Versions, processor and commit that results come from."""
+    packages = ("numpy", "numba", "scipy", "scikit-learn", "dpq-ref")
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "backend": "numba",
+        "threads_per_run": 1,
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
