@@ -15,9 +15,23 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import DTypeLike, NDArray
 
-from dpq_ref.kernels.reference import Array, Integers, check_range, distinct, scalar_like, xp
+from dpq_ref.kernels.reference import (
+    Array,
+    Integers,
+    canonical_code,
+    check_range,
+    distinct,
+    scalar_like,
+    xp,
+)
 
-__all__ = ["check_range", "distinct", "scalar_like", "xp"]  # NumPy is already as fast; the rest is below
+__all__ = [
+    "canonical_code",
+    "check_range",
+    "distinct",
+    "scalar_like",
+    "xp",
+]  # NumPy is as fast; the rest is below
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a matrix product
@@ -624,6 +638,67 @@ def _unpack_codes(packed, n_bits, ids, codes):
             codes[i, j] = (window >> (bit & 7)) & mask
 
 
+def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:
+    """As `reference.pack_prefix`."""
+    check_range("codes", codes, len(lengths))
+    _check_shape("codes", codes, codes.size)
+    widths = lengths.astype(np.int64)[codes]
+    if not widths.all():
+        raise ValueError(f"code {codes[widths == 0][0]} has no word")
+    packed = np.zeros(-(-int(widths.sum()) // 8), np.uint8)
+    _pack_prefix(*_inputs(np.int64, codes, canonical_code(lengths), lengths), packed)
+    return packed
+
+
+@_serial
+def _pack_prefix(codes, words, lengths, packed):
+    bit = 0
+    for m in range(codes.size):
+        word, length = words[codes[m]], lengths[codes[m]]
+        for t in range(length - 1, -1, -1):
+            packed[bit >> 3] |= ((word >> t) & 1) << (bit & 7)
+            bit += 1
+
+
+def unpack_prefix(packed: NDArray[np.uint8], lengths: Integers, n_codes: int) -> Integers:
+    """As `reference.unpack_prefix`."""
+    words = canonical_code(lengths)
+    order = np.argsort(lengths, kind="stable")
+    counts = np.bincount(lengths, minlength=1)
+    ends = np.cumsum(
+        counts
+    )  # words of one length follow each other: a word's place is that of the first, and so on
+    first = np.zeros(len(counts), np.int64)
+    has = counts > 0
+    first[has] = words[order[(ends - counts)[has]]]
+    codes = np.empty(n_codes, np.int32)
+    done = _unpack_prefix(*_inputs(np.uint8, packed), *_inputs(np.int64, order, counts, ends, first), codes)
+    if done < n_codes:
+        raise ValueError(f"the stream has {done} codes; {n_codes} are asked for")
+    return codes
+
+
+@_serial
+def _unpack_prefix(packed, order, counts, ends, first, codes):
+    bit = 0
+    for i in range(codes.size):
+        word = 0
+        found = False
+        for length in range(1, counts.size):
+            if bit == 8 * packed.size:
+                break
+            word = 2 * word + ((packed[bit >> 3] >> (bit & 7)) & 1)
+            bit += 1
+            place = word - first[length]
+            if 0 <= place < counts[length]:
+                codes[i] = order[ends[length] - counts[length] + place]
+                found = True
+                break
+        if not found:
+            return i
+    return codes.size
+
+
 def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
     """As `reference.hamming`."""
     _check_shape("others", others, len(others), words.shape[1])
@@ -641,7 +716,9 @@ def _hamming(words, others, out):
                 # Bits counted in pairs, in fours, in bytes; the product adds up the bytes. LLVM makes it popcnt.
                 x = words[i, w] ^ others[j, w]
                 x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-                x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                x = (x & np.uint64(0x3333333333333333)) + (
+                    (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
+                )
                 x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                 count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
             out[i, j] = count

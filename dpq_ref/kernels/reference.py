@@ -398,6 +398,95 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
 
 
+def canonical_code(lengths: Integers) -> Integers:
+    """Prefix code whose words have given lengths: in order of length, then of number, each is the next.
+
+    Parameters
+    ----------
+    lengths : (K,) integers from 0 to 62; what has length 0 has no word
+
+    Returns
+    -------
+    (K,) int64, words as binary numbers, their first bit highest; 0 where there is none
+
+    Raises
+    ------
+    ValueError
+        If the lengths are out of range, or too short to tell the words apart (Kraft's inequality).
+    """
+    words = np.zeros(len(lengths), np.int64)
+    next_word = length = 0
+    for k in np.argsort(lengths, kind="stable"):
+        if lengths[k] == 0:
+            continue
+        if not 0 < lengths[k] <= 62 or next_word >> length:
+            raise ValueError(f"lengths from {lengths.min()} to {lengths.max()} do not make a prefix code")
+        next_word <<= int(lengths[k]) - length
+        length = int(lengths[k])
+        words[k] = next_word
+        next_word += 1
+    return words
+
+
+def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:
+    """Pack codes as words of the canonical prefix code, one after the other, each from its first bit on.
+
+    Bit t of the stream is bit t % 8 of byte t // 8. The last byte is filled with 0.
+
+    Parameters
+    ----------
+    codes : (m,) integers in [0, K) whose length is not 0
+    lengths : (K,) as in `canonical_code`
+
+    Returns
+    -------
+    (bytes,) uint8
+    """
+    check_range("codes", codes, len(lengths))
+    words, widths = canonical_code(lengths)[codes], lengths.astype(np.int64)[codes]
+    if not widths.all():
+        raise ValueError(f"code {codes[widths == 0][0]} has no word")
+    starts = np.cumsum(widths) - widths
+    bits = np.zeros(widths.sum(), np.uint8)
+    for t in range(widths.max(initial=0)):
+        longer = widths > t
+        bits[starts[longer] + t] = words[longer] >> (widths[longer] - 1 - t) & 1
+    return np.packbits(bits, bitorder="little")
+
+
+def unpack_prefix(packed: NDArray[np.uint8], lengths: Integers, n_codes: int) -> Integers:
+    """First codes of a stream of `pack_prefix`: read bits until they are a word.
+
+    Parameters
+    ----------
+    packed : (bytes,) uint8
+    lengths : (K,) as in `canonical_code`
+    n_codes : int
+
+    Returns
+    -------
+    (n_codes,) int32
+
+    Raises
+    ------
+    ValueError
+        If the stream ends before, or has bits that are no word.
+    """
+    words = canonical_code(lengths)
+    number = {(int(lengths[k]), int(words[k])): k for k in np.flatnonzero(lengths)}
+    bits = np.unpackbits(packed, bitorder="little").tolist()
+    codes = np.empty(n_codes, np.int32)
+    t = 0
+    for i in range(n_codes):
+        length = word = 0
+        while (length, word) not in number:
+            if t == len(bits) or length == lengths.max():
+                raise ValueError(f"the stream has {i} codes; {n_codes} are asked for")
+            length, word, t = length + 1, 2 * word + bits[t], t + 1
+        codes[i] = number[length, word]
+    return codes
+
+
 def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
     """In how many bits rows of words differ.
 

@@ -69,6 +69,14 @@ def packed(d: Draw) -> tuple:
     return stream, 3, d.below(N, d.b), d.D
 
 
+def lengths() -> np.ndarray:
+    return np.array([3, 0, 1, 5, 3, 5, 4])  # code 1 never comes
+
+
+def some_codes(d: Draw) -> np.ndarray:
+    return np.array([0, 2, 3, 4, 5, 6])[d.below(6, d.b)]
+
+
 # Copies, integers and choices are bitwise; so is whatever adds in a stated order. The rest is smooth.
 CONTRACT = {
     # copies and integers
@@ -79,6 +87,11 @@ CONTRACT = {
     "decode": Row(BITWISE, lambda d: (d.codes(), d.book()), nan=(1,)),
     "pack_codes": Row(BITWISE, lambda d: (d.codes(), 5)),
     "unpack_codes": Row(BITWISE, packed),
+    "canonical_code": Row(BITWISE, lambda d: (lengths(),)),
+    "pack_prefix": Row(BITWISE, lambda d: (some_codes(d), lengths())),
+    "unpack_prefix": Row(
+        BITWISE, lambda d: (reference.pack_prefix(some_codes(d), lengths()), lengths(), d.b)
+    ),
     "hamming": Row(BITWISE, lambda d: (d.words(d.b), d.words(9))),
     # choices
     "argmax_code": Row(BITWISE, lambda d: (d.responses(),), nan=(0,)),
@@ -370,6 +383,7 @@ def test_indices_out_of_range(module, bad):
         lambda: module.count_codes(codes, np.ones(3), 4),
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
+        lambda: module.pack_prefix(codes[:, 0], np.full(4, 2)),
     ]
     for call in calls:
         with pytest.raises(IndexError, match=rf"must lie in \[0, 4\), got {bad}"):
@@ -421,3 +435,30 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "pack_codes", (codes, n_bits))
         stream = reference.pack_codes(codes, n_bits)
         check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+def test_prefix_codes(module):
+    """Words by hand; one code, words of 62 bits; what is no code, no word, or cut off."""
+    np.testing.assert_array_equal(module.canonical_code(np.array([2, 1, 3, 3])), [0b10, 0, 0b110, 0b111])
+    packed = module.pack_prefix(np.array([2, 1, 0, 3]), np.array([2, 1, 3, 3]))
+    np.testing.assert_array_equal(packed, [0b11010011, 1])  # 110 0 10 111, the first bit lowest
+    one = module.pack_prefix(np.zeros(9, int), np.array([1, 0]))
+    np.testing.assert_array_equal(module.unpack_prefix(one, np.array([1, 0]), 9), np.zeros(9))
+    deep = np.r_[np.arange(1, 63), 62]
+    codes = np.random.default_rng(0).integers(0, 63, 500)
+    check(module, "pack_prefix", (codes, deep))
+    np.testing.assert_array_equal(module.unpack_prefix(module.pack_prefix(codes, deep), deep, 500), codes)
+    for wrong in ([1, 1, 1], [1, 2, 2, 62], [-1, 1], [63, 1]):
+        with pytest.raises(ValueError, match="do not make a prefix code"):
+            module.canonical_code(np.array(wrong))
+    with pytest.raises(ValueError, match="code 1 has no word"):
+        module.pack_prefix(np.array([0, 1]), np.array([1, 0]))
+    for stream, sizes, n_codes in (
+        ([0], [2, 2, 2, 2], 5),
+        ([255], [2, 2, 2], 1),
+        ([], [1, 1], 1),
+        ([1], [0, 0], 1),
+    ):
+        with pytest.raises(ValueError, match=f"codes; {n_codes} are asked for"):
+            module.unpack_prefix(np.array(stream, np.uint8), np.array(sizes), n_codes)
