@@ -22,8 +22,8 @@ class FactoredTable(Compressed):
     left : Compressed or array, (vocab_size, k)
     right : Compressed or array, (k, dim)
     offset : (dim,), optional
-    bounded : bool
-        Clip rows to [-1, 1], the hard tanh of near-lossless binarization.
+    bound : (1,), optional
+        Clip rows to [-bound, bound]: the hard tanh of near-lossless binarization, at the table's scale.
 
     Examples
     --------
@@ -38,50 +38,55 @@ class FactoredTable(Compressed):
         left: Compressed | Array,
         right: Compressed | Array,
         offset: Array | None = None,
-        *,
-        bounded: bool = False,
+        bound: Array | None = None,
     ):
         self.left = left if isinstance(left, Compressed) else DenseTable(left)
         self.right = right if isinstance(right, Compressed) else DenseTable(right)
         self.offset = None if offset is None else as_stored(offset)
-        self.bounded = bool(bounded)
+        self.bound = None if bound is None else as_stored(bound)
         self.vocab_size, self.dim, self.dtype = self.left.vocab_size, self.right.dim, self.left.dtype
         if (
             self.left.dim != self.right.vocab_size
             or self.left.dtype != self.right.dtype
-            or (
-                self.offset is not None
-                and (self.offset.dtype, self.offset.shape) != (self.dtype, (self.dim,))
+            or any(
+                (array.dtype, array.shape) != (self.dtype, (self.dim if name == "offset" else 1,))
+                for name, array in self._vectors.items()
             )
         ):
             parts = ", ".join(f"{t.dtype} {t.vocab_size} x {t.dim}" for t in (self.left, self.right))
-            end = "" if offset is None else f", offset {offset.dtype} {offset.shape}"
+            end = "".join(f", {name} {array.dtype} {array.shape}" for name, array in self._vectors.items())
             raise ValueError(f"factors {parts}{end} do not make a table")
+
+    @property
+    def _vectors(self) -> dict[str, Array]:
+        vectors = {"offset": self.offset, "bound": self.bound}
+        return {name: array for name, array in vectors.items() if array is not None}
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
         sides = (("left", self.left), ("right", self.right))
         arrays = {f"{side}.{k}": array for side, table in sides for k, array in table.arrays().items()}
-        return arrays if self.offset is None else arrays | {"offset": self.offset}
+        return arrays | self._vectors
 
     def config(self) -> dict[str, Any]:  # noqa: D102
         left, right = ({"kind": table.kind} | table.config() for table in (self.left, self.right))
-        return {"left": left, "right": right, "bounded": self.bounded}
+        return {"left": left, "right": right}
 
     @classmethod
     def from_stored(cls, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Self:  # noqa: D102
-        rest, sides = dict(config), {}
-        for side in ("left", "right"):
-            mine = {name: arrays.pop(name) for name in list(arrays) if name.startswith(f"{side}.")}
-            own = dict(rest.pop(side))
-            sides[side] = KINDS[own.pop("kind")].from_stored(
-                {name.removeprefix(f"{side}."): array for name, array in mine.items()}, own
-            )
-        return cls(**sides, **arrays, **rest)
+        rest = dict(config)
+
+        def side(name: str) -> Compressed:
+            mine = [key for key in arrays if key.startswith(f"{name}.")]
+            own = dict(rest.pop(name))
+            parts = {key.removeprefix(f"{name}."): arrays.pop(key) for key in mine}
+            return KINDS[own.pop("kind")].from_stored(parts, own)
+
+        return cls(side("left"), side("right"), **arrays, **rest)
 
     def bits(self) -> dict[str, int]:
-        """Those of the left, and all of the right as "basis"; an "offset" if there is one."""
-        bits = self.left.bits() | {"basis": sum(self.right.bits().values())}
-        return bits if self.offset is None else bits | {"offset": 8 * self.offset.nbytes}
+        """Those of the left, and all of the right as "basis"; an "offset" and a "bound" if there are any."""
+        vectors = {name: 8 * array.nbytes for name, array in self._vectors.items()}
+        return self.left.bits() | {"basis": sum(self.right.bits().values())} | vectors
 
     def flops_per_lookup(self, weights: Array | None = None) -> float:
         """Those of the left, and 2 k dim."""
@@ -89,9 +94,9 @@ class FactoredTable(Compressed):
         return self.left.flops_per_lookup(weights) + 2 * self.right.vocab_size * self.dim + offset
 
     def bytes_per_lookup(self, weights: Array | None = None) -> float:
-        """One row of the left, the whole basis, the offset."""
-        offset = 0 if self.offset is None else self.offset.nbytes
-        return self.left.bytes_per_lookup(weights) + sum(self.right.bits().values()) / 8 + offset
+        """One row of the left, the whole basis, the offset, the bound."""
+        vectors = sum(array.nbytes for array in self._vectors.values())
+        return self.left.bytes_per_lookup(weights) + sum(self.right.bits().values()) / 8 + vectors
 
     @property
     def _entries_per_row(self) -> int:
@@ -105,7 +110,7 @@ class FactoredTable(Compressed):
         rows = backend.get().combine(self.left._rows(ids), self._basis)
         if self.offset is not None:
             rows += self.offset
-        return np.clip(rows, -1, 1, out=rows) if self.bounded else rows
+        return rows if self.bound is None else np.clip(rows, -self.bound, self.bound, out=rows)
 
 
 LowRankTable = FactoredTable

@@ -62,10 +62,10 @@ def rotated():
     return FactoredTable(product(), rotation)
 
 
-def signs(bounded=False):
+def signs(bound=None):
     rng = np.random.default_rng(2)
     decoder = rng.standard_normal((70, 9)).astype(np.float32)
-    return FactoredTable(scalar(dim=70, n_bits=1, scales=None), decoder, decoder[0], bounded=bounded)
+    return FactoredTable(scalar(dim=70, n_bits=1, scales=None), decoder, decoder[0], bound)
 
 
 # n * D * bits is not a multiple of 8 in most of them; K is not a power of two in some.
@@ -100,7 +100,7 @@ TABLES = {
     "dense-no-row": lambda: dense(n=0),
     "rotated": rotated,
     "signs": signs,
-    "signs-bounded": lambda: signs(bounded=True),
+    "signs-bounded": lambda: signs(np.float32([1.5])),
     "both-sides-coded": lambda: FactoredTable(scalar(dim=3), scalar(n=3, dim=6, n_bits=8)),
 }
 tables = pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
@@ -225,8 +225,11 @@ def test_a_factored_table_is_the_product_of_its_sides():
         rows += 0 if table.offset is None else table.offset
         np.testing.assert_allclose(table.reconstruct(), rows, atol=1e-5)
         if table.offset is not None:
-            bounded = FactoredTable(table.left, table.right, table.offset, bounded=True)
-            np.testing.assert_allclose(bounded.reconstruct(), rows.clip(-1, 1), atol=1e-5)
+            bounded = FactoredTable(table.left, table.right, table.offset, np.float32([1.5]))
+            np.testing.assert_allclose(bounded.reconstruct(), rows.clip(-1.5, 1.5), atol=1e-5)
+            assert bounded.bits() == table.bits() | {"bound": 32}
+            with pytest.raises(ValueError, match=r"bound float32 \(2,\) do not make a table"):
+                FactoredTable(table.left, table.right, table.offset, np.float32([1, 2]))
 
 
 def test_bfloat16_is_rounded_to_the_nearest():
