@@ -51,8 +51,8 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
         """Values of the size parameters to choose from, those that are given held fixed."""
 
     @abstractmethod
-    def _bits(self, n: int, d: int, **size: Any) -> int:
-        """Bits of the result, or the most that it can have."""
+    def _bits(self, *shape: Any, **size: Any) -> int:
+        """Bits of the result for a table of shape n, d, or the most that it can have."""
 
     @abstractmethod
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:

@@ -154,10 +154,10 @@ def verdict(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def pareto(cells: Iterable[Cell], better: str) -> list[Cell]:
-    """Cells that no other beats in both ratio and mean, by rising ratio."""
+def pareto(cells: Iterable[Any], better: str) -> list[Any]:
+    """Cells, or what else has a ratio and a mean, that no other beats in both, by rising ratio."""
     sign = 1 if better == "higher" else -1
-    front: list[Cell] = []
+    front: list[Any] = []
     for cell in sorted(cells, key=lambda c: (-c.ratio, -sign * c.mean)):
         if not front or sign * cell.mean > sign * front[-1].mean:
             front.append(cell)

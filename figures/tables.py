@@ -20,7 +20,7 @@ import numpy as np
 
 from dpq_ref.compressed import Compressed, FactoredTable, ScalarTable, load
 from dpq_ref.datasets import words as wordfiles
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.metrics import judge
 from dpq_ref.metrics.words import (
     analogies,
@@ -244,7 +244,7 @@ def judge_words(data: WordTable, rows: Array, table: Compressed | None = None) -
     return found
 
 
-def signs_of(table: Compressed | None) -> Array | None:
+def signs_of(table: Compressed | None) -> Integers | None:
     """Signs (n, c) that a table of binary codes is made of; None for others."""
     left = table.left if isinstance(table, FactoredTable) else table
     return left.codes if isinstance(left, ScalarTable) and left.n_bits == 1 else None
