@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from baselines.base import Compressor
     from baselines.binary import RandomHyperplanes, SignQuantizer
+    from baselines.group_reduce import GroupReduce
     from baselines.itq import IIQ, ITQ
     from baselines.low_rank import LowRank
-    from baselines.product import ProductQuantizer
+    from baselines.product import OptimizedProductQuantizer, ProductQuantizer
+    from baselines.prune import MagnitudePruning
     from baselines.scalar import HalfPrecision, KMeansQuantizer, UniformQuantizer
 
     REGISTRY: dict[str, type[Compressor]]
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "REGISTRY",
     "Compressor",
+    "GroupReduce",
     "HalfPrecision",
     "IIQ",
     "ITQ",
     "KMeansQuantizer",
     "LowRank",
+    "MagnitudePruning",
+    "OptimizedProductQuantizer",
     "ProductQuantizer",
     "RandomHyperplanes",
     "SignQuantizer",
@@ -32,10 +37,13 @@ __all__ = [
 
 METHODS = {  # name of the method: module, class
     "product": ("product", "ProductQuantizer"),
+    "optimized-product": ("product", "OptimizedProductQuantizer"),
     "low-rank": ("low_rank", "LowRank"),
+    "group-reduce": ("group_reduce", "GroupReduce"),
     "uniform": ("scalar", "UniformQuantizer"),
     "kmeans-scalar": ("scalar", "KMeansQuantizer"),
     "half": ("scalar", "HalfPrecision"),
+    "pruning": ("prune", "MagnitudePruning"),
     "sign": ("binary", "SignQuantizer"),
     "hyperplanes": ("binary", "RandomHyperplanes"),
     "itq": ("itq", "ITQ"),

@@ -6,6 +6,7 @@ from dpq_ref.compressed.dense import DenseTable, to_bfloat16
 from dpq_ref.compressed.factored import FactoredTable, LowRankTable
 from dpq_ref.compressed.product import ProductTable
 from dpq_ref.compressed.scalar import ScalarTable, uniform_levels
+from dpq_ref.compressed.sparse import SparseTable
 
 __all__ = [
     "BlockTable",
@@ -15,6 +16,7 @@ __all__ = [
     "LowRankTable",
     "ProductTable",
     "ScalarTable",
+    "SparseTable",
     "as_stored",
     "load",
     "to_bfloat16",

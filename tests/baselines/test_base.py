@@ -16,10 +16,13 @@ HEADER = 2000  # bytes at most beside the arrays of a file
 
 SMALL = {
     "product": ProductQuantizer(n_groups=1, n_codes=2, random_state=0),
+    "optimized-product": baselines.OptimizedProductQuantizer(1, 2, random_state=0),
     "low-rank": LowRank(1),
+    "group-reduce": baselines.GroupReduce(bits=40_000, n_blocks=1),
     "uniform": UniformQuantizer(3),
     "kmeans-scalar": KMeansQuantizer(3),
     "half": HalfPrecision(),
+    "pruning": baselines.MagnitudePruning(0.3),
     "sign": baselines.SignQuantizer(),
     "hyperplanes": baselines.RandomHyperplanes(1, random_state=0),
     "itq": baselines.ITQ(1, random_state=0),
@@ -30,10 +33,18 @@ EXPECTED_FAILURES = {
         "check_sample_weight_equivalence_on_dense_data": "k-means++ draws other rows where rows are repeated "
         "than where they have weights; from one start both are equal (tests/test_kmeans.py)",
     },
+    "optimized-product": {
+        "check_sample_weight_equivalence_on_dense_data": "as in product quantization, which it starts from",
+    },
     "low-rank": {},
+    "group-reduce": {},
     "uniform": {},
     "kmeans-scalar": {},
     "half": {},
+    "pruning": {
+        "check_sample_weight_equivalence_on_dense_data": "the density is a share of the rows of the table, "
+        "and repeated rows are more of them",
+    },
     "sign": {},
     "hyperplanes": {},
     "itq": {},
@@ -44,6 +55,7 @@ EXACT = [
     "uniform",
     "kmeans-scalar",
     "half",
+    "pruning",
     "sign",
     "hyperplanes",
     "itq",
