@@ -110,7 +110,9 @@ def test_neighbours(shape, k):
     assert neighbour_overlap(X, Y, shape[0] - 1) == 1
 
 
-def test_neighbours_with_ties_and_zero_rows():
+@pytest.mark.parametrize("block", [40, 1000, 1 << 22])
+def test_neighbours_with_ties_and_zero_rows(block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
     rng = np.random.default_rng(3)
     X = rng.standard_normal((50, 5))
     Y = X[rng.integers(0, 4, 50)] * rng.random((50, 1)).round(1)  # four directions, and zeros

@@ -194,6 +194,7 @@ def test_categories(rng):
     assert 25 <= first.purity < 70 and categorisation(mixed, words, vectors) == first
 
 
+@pytest.mark.filterwarnings("error")
 def test_categories_of_few_distinct_vectors():
     categories = [("a", "x"), ("b", "y"), ("c", "z"), ("d", "z")]
     assert categorisation(categories, ["a", "b", "c", "d"], np.ones((4, 3))).purity == 50
