@@ -6,6 +6,7 @@ N. Halko, P. G. Martinsson, J. A. Tropp, *Finding Structure with Randomness*, SI
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.scalar import as_float32
 from dpq_ref import checks
 from dpq_ref.compressed import FactoredTable
 from dpq_ref.kernels.reference import BLOCK, Array
@@ -110,7 +112,8 @@ class LowRank(Compressor):
         else:
             raise ValueError(f"solver={self.solver!r}; it takes 'exact' or 'randomized'")
         self.components_ = vectors[:rank].astype(X.dtype)
-        self.coefficients_ = X @ self.components_.T  # not diag(sqrt q)^-1 P S: that fails where q is 0
+        with one_blas_thread():
+            self.coefficients_ = X @ self.components_.T  # not diag(sqrt q)^-1 P S: that fails where q is 0
         return self
 
     def transform(self, X: Any) -> Array:
@@ -128,9 +131,7 @@ class LowRank(Compressor):
     def compress(self) -> FactoredTable:
         """Both factors of the table."""
         check_is_fitted(self)
-        return FactoredTable(
-            self.coefficients_.astype(np.float32, copy=False), self.components_.astype(np.float32, copy=False)
-        )
+        return FactoredTable(as_float32(self.coefficients_), as_float32(self.components_))
 
     def _rank(self, n: int, d: int) -> int:
         rank = checks.positive("rank", self._size(n, d)["rank"])
@@ -164,11 +165,10 @@ def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
     vectors : (min(n, d), d), the entry of largest magnitude of each positive
     """
     from scipy import linalg
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     n, d = X.shape
     scale = float(weights.max())
-    with threadpool_limits(1, "blas"):  # on a busy machine two threads were 20 times slower than one
+    with one_blas_thread():
         if n >= d:
             gram = sum((rows.T @ rows for rows in _weighted(X, weights / scale)), np.zeros((d, d)))
             values, vectors = linalg.eigh(gram)
@@ -201,7 +201,6 @@ def randomized_right_vectors(
     vectors : (rank, d), the entry of largest magnitude of each positive
     """
     from scipy import linalg
-    from threadpoolctl import threadpool_limits
 
     d = X.shape[1]
     scale = float(weights.max())
@@ -210,13 +209,26 @@ def randomized_right_vectors(
     def gram_times(Z: Array) -> Array:
         return sum((rows.T @ (rows @ Z) for rows in _weighted(X, weights / scale)), np.zeros((d, width)))
 
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         basis = linalg.qr(rng.standard_normal((d, width)), mode="economic")[0]
         for _ in range(power_iterations + 1):
             basis = linalg.qr(gram_times(basis), mode="economic")[0]
         values, turn = linalg.eigh(basis.T @ gram_times(basis))
     vectors = (basis @ turn).T[::-1][:rank]
     return np.sqrt(np.maximum(values[::-1][:rank], 0) * scale), _with_signs(vectors)
+
+
+def one_blas_thread() -> Any:
+    """Context of one BLAS thread: on a busy machine two were 20 times slower than one."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> Any:
+    import scipy.linalg  # noqa: F401 (it has a BLAS of its own, which must be there to be found)
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()  # finding the libraries takes milliseconds
 
 
 def _weighted(X: Array, weights: Array) -> Iterator[Array]:
