@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from baselines.base import Compressor
     from baselines.binary import RandomHyperplanes, SignQuantizer
+    from baselines.compositional import CompositionalCodes, KDCodes
     from baselines.group_reduce import GroupReduce
     from baselines.itq import IIQ, ITQ
     from baselines.low_rank import LowRank
     from baselines.product import OptimizedProductQuantizer, ProductQuantizer
     from baselines.prune import MagnitudePruning
+    from baselines.reconstruction import DPQReconstruction
     from baselines.scalar import HalfPrecision, KMeansQuantizer, UniformQuantizer
 
     REGISTRY: dict[str, type[Compressor]]
 
 __all__ = [
     "REGISTRY",
+    "CompositionalCodes",
     "Compressor",
+    "DPQReconstruction",
     "GroupReduce",
     "HalfPrecision",
     "IIQ",
     "ITQ",
+    "KDCodes",
     "KMeansQuantizer",
     "LowRank",
     "MagnitudePruning",
@@ -48,6 +53,9 @@ METHODS = {  # name of the method: module, class
     "hyperplanes": ("binary", "RandomHyperplanes"),
     "itq": ("itq", "ITQ"),
     "iiq": ("itq", "IIQ"),
+    "compositional": ("compositional", "CompositionalCodes"),
+    "kd-codes": ("compositional", "KDCodes"),
+    "dpq": ("reconstruction", "DPQReconstruction"),
 }
 MODULES = {"Compressor": "base", **{cls: module for module, cls in METHODS.values()}}
 

@@ -89,20 +89,20 @@ class KMeans:
 
         Of several draws the one that lowers the sum most is kept, as many as scikit-learn tries.
         """
-        n, D, s = points.shape
+        D, s = points.shape[1:]
         groups = np.arange(D)
         trials = 2 + int(np.log(self.n_codes))
+        weights = weights / weights.max()
         centroids = np.empty((D, self.n_codes, s), points.dtype)
         first = self._draw(np.repeat(weights[:, None], D, axis=1), 1)[0]
         centroids[:, 0] = points[first, groups]
         nearest = self.kernels.nearest_code(points, centroids[:, :1])[1]
         for k in range(1, self.n_codes):
-            drawn = points[self._draw(weights[:, None] * nearest, trials), groups]  # (trials, D, s)
-            distances = -self.kernels.euclidean_responses(points, drawn.swapaxes(0, 1))
-            np.minimum(distances, nearest[:, :, None], out=distances)  # (n, D, trials)
-            best = np.einsum("i,ijt->jt", weights, distances).argmin(axis=1)
-            centroids[:, k] = drawn[best, groups]
-            nearest = distances[:, groups, best]
+            drawn = points[self._draw(weights[:, None] * nearest, trials), groups].swapaxes(0, 1)
+            best = self.kernels.potentials(points, drawn, nearest, weights).argmin(axis=1)
+            centroids[:, k] = drawn[groups, best]
+            distances = self.kernels.nearest_code(points, centroids[:, k : k + 1])[1]
+            np.minimum(nearest, distances, out=nearest)
         return centroids
 
     def _draw(self, weights: Array, trials: int) -> NDArray[np.integer]:
