@@ -144,24 +144,5 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
 
     @staticmethod
     def _weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
-        """Check weights, (n,) float64; none given: all 1.
-
-        Raises
-        ------
-        ValueError
-            If they are not n finite numbers of at least 0, or all 0.
-        """
-        if sample_weight is None:
-            return np.ones(n)
-        weights = np.asarray(sample_weight, np.float64)
-        if weights.shape != (n,):
-            raise ValueError(f"sample_weight has shape {weights.shape}; for {n} rows it takes ({n},)")
-        bad = ~(np.isfinite(weights) & (weights >= 0))
-        if bad.any():
-            raise ValueError(
-                f"sample_weight must be finite and at least 0; {int(bad.sum())} of {n} are not, "
-                f"the first {weights[bad][0]} in row {int(bad.argmax())}"
-            )
-        if not weights.any():
-            raise ValueError("sample_weight is zero in all rows; it takes at least one above 0")
-        return weights
+        """Check weights, (n,) float64; none given: all 1."""
+        return checks.as_weights(sample_weight, n, "sample_weight")

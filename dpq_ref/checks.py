@@ -64,6 +64,30 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
     return np.ascontiguousarray(array)
 
 
+def as_weights(weights: Any, n: int, name: str = "weights") -> NDArray[np.float64]:
+    """Check the weights of n rows, (n,) float64; none given: all 1.
+
+    Raises
+    ------
+    ValueError
+        If they are not n finite numbers of at least 0, or all 0.
+    """
+    if weights is None:
+        return np.ones(n)
+    array = np.asarray(weights, np.float64)
+    if array.shape != (n,):
+        raise ValueError(f"{name} has shape {array.shape}; for {n} rows it takes ({n},)")
+    bad = ~(np.isfinite(array) & (array >= 0))
+    if bad.any():
+        raise ValueError(
+            f"{name} must be finite and at least 0; {int(bad.sum())} of {n} are not, "
+            f"the first {array[bad][0]} in row {int(bad.argmax())}"
+        )
+    if not array.any():
+        raise ValueError(f"{name} is zero in all rows; it takes at least one above 0")
+    return array
+
+
 def as_real(dtype: Any) -> np.dtype:
     """Check a dtype to compute in: float32 or float64 (ValueError; less makes codes unreachable)."""
     dtype = np.dtype(dtype)

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -96,11 +97,42 @@ class Compressed(ABC):
     def reconstruct(self) -> Array:
         """Whole table, (vocab_size, dim)."""
         table = np.empty((self.vocab_size, self.dim), self.dtype)
+        for ids in self._blocks():
+            table[ids] = self._rows(ids)
+        return table
+
+    def scores(self, queries: Any) -> Array:
+        """Inner products of queries with all rows: the logits of an output layer that has this table.
+
+        Parameters
+        ----------
+        queries : (b, dim)
+
+        Returns
+        -------
+        (b, vocab_size)
+
+        Raises
+        ------
+        ValueError
+            If the queries are not as wide as the table.
+        """
+        queries = np.asarray(queries, self.dtype)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ValueError(f"queries must have shape (b, {self.dim}), got {queries.shape}")
+        return self._scores(queries)
+
+    def _scores(self, queries: Array) -> Array:
+        scores = np.empty((len(queries), self.vocab_size), self.dtype)
+        for ids in self._blocks():
+            scores[:, ids] = queries @ self._rows(ids).T
+        return scores
+
+    def _blocks(self) -> Iterator[Integers]:
+        """Ids of rows, as many at a time as fit."""
         step = max(1, BLOCK // self._entries_per_row)
         for start in range(0, self.vocab_size, step):
-            stop = min(start + step, self.vocab_size)
-            table[start:stop] = self._rows(np.arange(start, stop))
-        return table
+            yield np.arange(start, min(start + step, self.vocab_size))
 
     @property
     def _entries_per_row(self) -> int:

@@ -218,6 +218,13 @@ class BlockTable(Compressed):
     def _rights(self) -> list[Array | None]:
         return [self._right(p) for p in range(len(self.ranks))]
 
+    def _scores(self, queries: Array) -> Array:
+        scores = np.empty((len(queries), self.vocab_size), self.dtype)
+        for p in range(len(self.ranks)):
+            left, right = self.block(p)
+            scores[:, self.block_of_word == p] = (queries if right is None else queries @ right.T) @ left.T
+        return scores
+
     def _rows(self, ids: Integers) -> Array:
         rows = np.empty((len(ids), self.dim), self.dtype)
         block_of = self.block_of_word[ids]

@@ -98,6 +98,12 @@ class FactoredTable(Compressed):
         vectors = sum(array.nbytes for array in self._vectors.values())
         return self.left.bytes_per_lookup(weights) + sum(self.right.bits().values()) / 8 + vectors
 
+    def _scores(self, queries: Array) -> Array:
+        if self.bound is not None:
+            return super()._scores(queries)
+        scores = self.left._scores(queries @ self._basis.T)
+        return scores if self.offset is None else scores + (queries @ self.offset)[:, None]
+
     @property
     def _entries_per_row(self) -> int:
         return max(self.left._entries_per_row, self.dim)

@@ -76,19 +76,7 @@ def check_tables(table: Any, other: Any, same_width: bool = True) -> tuple[Array
 
 def _shares(weights: Any, n: int) -> Float64:
     """Check weights, (n,), and make them sum to 1; none given: all equal."""
-    if weights is None:
-        return np.full(n, 1 / n)
-    weights = np.asarray(weights, np.float64)
-    if weights.shape != (n,):
-        raise ValueError(f"weights has shape {weights.shape}; for {n} rows it takes ({n},)")
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        raise ValueError(
-            f"weights must be finite and at least 0; {int(bad.sum())} of {n} are not, "
-            f"the first {weights[bad][0]} in row {int(bad.argmax())}"
-        )
-    if not weights.any():
-        raise ValueError("weights is zero in all rows; it takes at least one above 0")
+    weights = checks.as_weights(weights, n)
     weights = weights / weights.max()
     return weights / weights.sum()
 

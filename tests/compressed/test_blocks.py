@@ -245,3 +245,11 @@ def test_a_block_that_is_not_there():
     table.packed[:] = 255  # block 3 of 0, 1, 2
     with pytest.raises(ValueError, match="block 3 of a word is not one of 3"):
         BlockTable.from_stored(table.arrays(), table.config())
+
+
+def test_scores_are_inner_products_with_all_rows():
+    plain, codes = parts(ranks=[9, 3, 1, 2]), coded(ranks=[9, 3, 1, 2])
+    for table in (BlockTable.from_factors(*plain), BlockTable.from_factors(*codes, n_bits=3)):
+        queries = np.random.default_rng(1).standard_normal((5, table.dim))
+        expected = queries @ table.reconstruct().astype(np.float64).T
+        np.testing.assert_allclose(table.scores(queries), expected, atol=1e-4)

@@ -250,6 +250,20 @@ def test_a_row_is_the_same_in_any_batch(make):
 
 
 @tables
+def test_scores_are_inner_products_with_all_rows(make):
+    table = make()
+    queries = np.random.default_rng(3).standard_normal((4, table.dim))
+    expected = queries @ table.reconstruct().astype(np.float64).T
+    scores = table.scores(queries)
+    assert scores.dtype == table.dtype and scores.shape == (4, table.vocab_size)
+    np.testing.assert_allclose(scores, expected, atol=1e-4 * np.sqrt(table.dim))
+    assert table.scores(queries[:0]).shape == (0, table.vocab_size)
+    for wrong in (queries[0], queries[:, 1:]):
+        with pytest.raises(ValueError, match="queries must have shape"):
+            table.scores(wrong)
+
+
+@tables
 def test_flops_and_bytes_of_a_row(make):
     table = make()
     stored = sum(table.bits().values()) / 8
