@@ -171,13 +171,14 @@ def assign(losses: Array, blocks: Integers, ranks: Integers, d: int, budget: int
         found = costs.argmin(axis=1)
         gain = own - costs[every, found]
         found = np.where(gain > 0, found, blocks)
-        for p in np.flatnonzero(np.bincount(found, minlength=len(ranks)) < least):
-            gone = np.flatnonzero((blocks == p) & (found != p))
-            back = least[p] - int((found == p).sum())
-            found[gone[np.argsort(gain[gone], kind="stable")[:back]]] = p
         counts = np.bincount(found, minlength=len(ranks))
-        fits = (counts >= least).all() and numbers(counts, ranks, d).sum() <= budget
-        return found if fits else None
+        while (counts < least).any():  # ends: words only come back, and where all are back it holds
+            p = int(np.argmax(counts < least))
+            gone = np.flatnonzero((blocks == p) & (found != p))
+            back = gone[np.argsort(gain[gone], kind="stable")[: least[p] - counts[p]]]
+            found[back] = p
+            counts = np.bincount(found, minlength=len(ranks))
+        return found if numbers(counts, ranks, d).sum() <= budget else None
 
     found = attempt(0.0)
     high = float(losses.max())

@@ -394,6 +394,23 @@ def test_assignment_is_the_best_of_its_size(seed):
                 assert losses[np.arange(9), other].sum() >= loss - 1e-12
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_assignment_spends_the_budget_though_blocks_must_keep_words(seed):
+    rng = np.random.default_rng(seed)
+    ranks, d = np.array([90, 8, 4, 2, *[1] * 16]), 300
+    blocks = np.repeat(range(20), 100)
+    # Weights over six decades; the head block is the best for nearly all words.
+    losses = rng.exponential(size=(2000, 20)) * 1e6 / np.arange(1, 2001)[:, None] ** 1.5
+    losses[:, 0] *= 0.1
+    budget = int(numbers(np.bincount(blocks), ranks, d).sum())
+    found = assign(losses, blocks, ranks, d, budget)
+    size = numbers(np.bincount(found, minlength=20), ranks, d).sum()
+    assert 0.995 * budget < size <= budget
+    assert (np.bincount(found, minlength=20) >= ranks).all()
+    every = np.arange(2000)
+    assert losses[every, found].sum() < 0.9 * losses[every, blocks].sum()
+
+
 def test_residuals():
     X = table(50, 9)
     V = np.linalg.qr(table(9, 3, seed=4))[0].T
