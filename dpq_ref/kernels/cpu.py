@@ -589,6 +589,101 @@ def _combine(coefficients, basis, out):
                 out[i, c] += coefficients[i, m] * basis[m, c]
 
 
+# --- Codes of which a row is the sum --------------------------------------------------------------------
+
+
+def beam_step(
+    codes: Integers, scores: Array, linear: Array, pairs: Array, width: int
+) -> tuple[Integers, Array]:
+    """As `reference.beam_step`."""
+    b, B, m = codes.shape
+    K = linear.shape[1]
+    _check_shape("scores", scores, b, B)
+    _check_shape("linear", linear, b, K)
+    _check_shape("pairs", pairs, m, K, K)
+    check_range("codes", codes, K)
+    width = min(width, B * K)
+    longer, best = np.empty((b, width, m + 1), np.int32), np.empty((b, width), linear.dtype)
+    floats = _inputs(linear.dtype, scores, linear, pairs)
+    _beam_step(*_inputs(np.int32, codes), *floats, longer, best)
+    return longer, best
+
+
+@_parallel
+def _beam_step(codes, scores, linear, pairs, longer, best):
+    b, B, m = codes.shape
+    K = linear.shape[1]
+    width = best.shape[1]
+    for i in prange(b):
+        costs = np.empty(K, linear.dtype)
+        place = np.empty(width, np.int64)
+        found = 0
+        for beginning in range(B):
+            score = scores[i, beginning]
+            for k in range(K):
+                costs[k] = score + linear[i, k]
+            for c in range(m):
+                code = codes[i, beginning, c]
+                for k in range(K):
+                    costs[k] += pairs[c, code, k]
+            for k in range(K):
+                if found == width and not costs[k] < best[i, width - 1]:
+                    continue
+                t = min(found, width - 1)  # insert; what is worse moves on by one
+                found = min(found + 1, width)
+                while t > 0 and best[i, t - 1] > costs[k]:
+                    best[i, t] = best[i, t - 1]
+                    place[t] = place[t - 1]
+                    t -= 1
+                best[i, t] = costs[k]
+                place[t] = beginning * K + k
+        for t in range(width):
+            for c in range(m):
+                longer[i, t, c] = codes[i, place[t] // K, c]
+            longer[i, t, m] = place[t] % K
+
+
+def conditional_modes(codes: Integers, linear: Array, pairs: Array, sweeps: int) -> tuple[Integers, Array]:
+    """As `reference.conditional_modes`, ROWS rows at a time, which share the pairs of a code in the cache."""
+    b, M = codes.shape
+    K = linear.shape[2]
+    _check_shape("linear", linear, b, M, K)
+    _check_shape("pairs", pairs, M, K, M, K)
+    check_range("codes", codes, K)
+    codes, scores = codes.astype(np.int32, order="C"), np.empty(b, linear.dtype)
+    _conditional_modes(*_inputs(linear.dtype, linear, pairs), int(sweeps), codes, scores)
+    return codes, scores
+
+
+@_parallel
+def _conditional_modes(linear, pairs, sweeps, codes, scores):
+    b, M, K = linear.shape
+    for block in prange((b + ROWS - 1) // ROWS):
+        costs = np.empty(K, linear.dtype)
+        for _ in range(sweeps):
+            for m in range(M):
+                for i in range(block * ROWS, min((block + 1) * ROWS, b)):
+                    for k in range(K):
+                        costs[k] = linear[i, m, k]
+                    for other in range(M):
+                        if other != m:
+                            code = codes[i, other]
+                            for k in range(K):
+                                costs[k] += pairs[other, code, m, k]
+                    smallest = 0
+                    for k in range(1, K):
+                        if costs[k] < costs[smallest]:
+                            smallest = k
+                    codes[i, m] = smallest
+        for i in range(block * ROWS, min((block + 1) * ROWS, b)):
+            score = linear.dtype.type(0)
+            for m in range(M):
+                score += linear[i, m, codes[i, m]]
+                for other in range(m):
+                    score += pairs[other, codes[i, other], m, codes[i, m]]
+            scores[i] = score
+
+
 # --- Codes as bits --------------------------------------------------------------------------------------
 
 
@@ -713,7 +808,7 @@ def _hamming(words, others, out):
         for j in range(len(others)):
             count = np.uint64(0)
             for w in range(words.shape[1]):
-                # Bits counted in pairs, in fours, in bytes; the product adds up the bytes. LLVM makes it popcnt.
+                # Bits counted in pairs, fours, bytes; the product adds up the bytes. LLVM makes it popcnt.
                 x = words[i, w] ^ others[j, w]
                 x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
                 x = (x & np.uint64(0x3333333333333333)) + (

@@ -264,7 +264,7 @@ def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
 
 
 def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
-    """What would be left of the squared distances with one key more: the choice among draws of k-means++.
+    """Sum up what one key more would leave of the squared distances: how k-means++ chooses among draws.
 
     out[j,k] = sum_i counts[i] min(distances[i,j], |q[i,j] - K[j,k]|^2)
 
@@ -333,7 +333,7 @@ def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
 
 
 def combine(coefficients: Array, basis: Array) -> Array:
-    """Combinations of the rows of a basis, out[i] = sum over m of coefficients[i,m] basis[m], m in order.
+    """Combine the rows of a basis, out[i] = sum over m of coefficients[i,m] basis[m], m in order.
 
     A matrix product whose rows do not depend on the rows beside them, bit by bit: a row of a table is the
     same in any batch.
@@ -351,6 +351,80 @@ def combine(coefficients: Array, basis: Array) -> Array:
     for m, row in enumerate(basis):
         out += coefficients[:, m, None] * row
     return out
+
+
+# --- Codes of which a row is the sum ------------------------------------------------------------------------
+#
+# |x - sum_m C_m[k_m]|^2 = |x|^2 + sum_m linear[m,k_m] + sum_{l<m} pairs[l,k_l,m,k_m], where
+# linear[m,k] = |C_m[k]|^2 - 2 <x, C_m[k]> and pairs[l,k,m,j] = 2 <C_l[k], C_m[j]>.
+
+
+def beam_step(
+    codes: Integers, scores: Array, linear: Array, pairs: Array, width: int
+) -> tuple[Integers, Array]:
+    """One code more for each of the best beginnings of a row, and of all that follow the best again.
+
+    Parameters
+    ----------
+    codes : (b, B, m) integers in [0, K)
+        B beginnings of m codes.
+    scores : (b, B)
+        What they have of the sum above.
+    linear : (b, K)
+        Of the next code.
+    pairs : (m, K, K)
+        pairs[l,a,k] of code l being a and the next k.
+    width : int
+
+    Returns
+    -------
+    codes : (b, min(width, B K), m + 1) int32
+    scores : (b, min(width, B K)), rising; ties to the smaller beginning, then to the smaller code
+    """
+    check_range("codes", codes, linear.shape[1])
+    costs = scores[:, :, None] + linear[:, None]
+    for pair, column in zip(pairs, np.moveaxis(codes, 2, 0), strict=True):
+        costs += pair[column]
+    costs = costs.reshape(len(codes), scores.shape[1] * linear.shape[1])
+    best = np.argsort(costs, axis=1, kind="stable")[:, :width]
+    beginning, code = np.divmod(best, linear.shape[1])
+    begun = np.take_along_axis(codes, beginning[:, :, None], axis=1)
+    longer = np.concatenate([begun, code[:, :, None]], axis=2).astype(np.int32)
+    return longer, np.take_along_axis(costs, best, axis=1)
+
+
+def conditional_modes(codes: Integers, linear: Array, pairs: Array, sweeps: int) -> tuple[Integers, Array]:
+    """Improve codes one after the other, each the best beside all others (Besag 1986).
+
+    Parameters
+    ----------
+    codes : (b, M) integers in [0, K)
+    linear : (b, M, K)
+    pairs : (M, K, M, K)
+    sweeps : int
+        How often all codes have their turn.
+
+    Returns
+    -------
+    codes : (b, M) int32, ties to the smallest k
+    scores : (b,), the sum above
+    """
+    b, M, K = linear.shape
+    check_range("codes", codes, K)
+    codes = codes.astype(np.int32)
+    for _ in range(sweeps):
+        for m in range(M):
+            costs = linear[:, m].copy()
+            for other in range(M):
+                if other != m:
+                    costs += pairs[other, codes[:, other], m]
+            codes[:, m] = costs.argmin(axis=1)
+    scores = np.zeros(b, linear.dtype)
+    for m in range(M):
+        scores += linear[np.arange(b), m, codes[:, m]]
+        for other in range(m):
+            scores += pairs[other, codes[:, other], m, codes[:, m]]
+    return codes, scores
 
 
 # --- Codes as bits ------------------------------------------------------------------------------------------

@@ -96,6 +96,11 @@ CONTRACT = {
     # choices
     "argmax_code": Row(BITWISE, lambda d: (d.responses(),), nan=(0,)),
     "nearest_code": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
+    "beam_step": Row(
+        BITWISE,
+        lambda d: (d.below(K, d.b, 3, d.D), d.real(d.b, 3), d.real(d.b, K), d.real(d.D, K, K), 4),
+    ),
+    "conditional_modes": Row(BITWISE, lambda d: (d.codes(), d.responses(), d.real(d.D, K, d.D, K), 2)),
     # smooth maps
     "combine": Row(BITWISE, lambda d: (d.real(d.b, 6), d.real(6, 7)), nan=(0, 1)),
     "dot_responses": Row(BITWISE, lambda d: (d.query(), d.book()), nan=(0, 1)),
@@ -415,6 +420,11 @@ def test_shapes_are_checked(module):
         lambda: module.batch_norm_backward(r, r, k, counts[:5], 1e-3),
         lambda: module.softmax_backward(r[:5], r, 1.0),
         lambda: module.decode(codes, book[:2]),
+        lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
+        lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:, 0], r, 2),
+        lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:5, 0], r, 2),
+        lambda: module.conditional_modes(codes, r[:5], r, 1),
+        lambda: module.conditional_modes(codes, r, r, 1),
         lambda: module.sum_by_code(codes[:5], q, K),
         lambda: module.count_codes(codes, counts[:5], K),
         lambda: module.mean_pool(q, mask),
