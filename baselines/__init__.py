@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from baselines.group_reduce import GroupReduce
     from baselines.itq import IIQ, ITQ
     from baselines.low_rank import LowRank
+    from baselines.near_lossless import NearLosslessBinarizer
     from baselines.product import OptimizedProductQuantizer, ProductQuantizer
     from baselines.prune import MagnitudePruning
     from baselines.reconstruction import DPQReconstruction
@@ -34,6 +35,7 @@ __all__ = [
     "LowRank",
     "MagnitudePruning",
     "OptimizedProductQuantizer",
+    "NearLosslessBinarizer",
     "ProductQuantizer",
     "RandomHyperplanes",
     "SignQuantizer",
@@ -56,6 +58,7 @@ METHODS = {  # name of the method: module, class
     "compositional": ("compositional", "CompositionalCodes"),
     "kd-codes": ("compositional", "KDCodes"),
     "dpq": ("reconstruction", "DPQReconstruction"),
+    "near-lossless": ("near_lossless", "NearLosslessBinarizer"),
 }
 MODULES = {"Compressor": "base", **{cls: module for module, cls in METHODS.values()}}
 

@@ -281,6 +281,13 @@ def weighted_mean(X: NDArray, weights: Float64) -> Float64:
     return np.einsum("i,ij->j", shares, X) / shares.sum()
 
 
+def random_frame(c: int, d: int, rng: np.random.Generator) -> Float64:
+    """Random (c, d) with orthonormal columns, or rows if those are fewer; all alike likely (Haar)."""
+    Q, R = np.linalg.qr(rng.standard_normal((max(c, d), min(c, d))))
+    Q *= np.where(np.diag(R) < 0, -1.0, 1.0)
+    return Q if c >= d else Q.T
+
+
 def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Float64]:
     """Fit the decoder A and the offset o that minimise sum_i q_i |x_i - s_i A - o|^2, s = 2 bits - 1.
 

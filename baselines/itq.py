@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from baselines.binary import BinaryCoder, Bits, Float64, blocks, sides, weighted_mean
+from baselines.binary import BinaryCoder, Bits, Float64, blocks, random_frame, sides, weighted_mean
 from baselines.low_rank import right_vectors
 from dpq_ref import checks
 from dpq_ref.kernels.reference import Array
@@ -116,7 +116,7 @@ class ITQ(BinaryCoder):
         self.components_[: len(directions)] = directions
         with threadpool_limits(1, "blas"):
             V = centred @ self.components_.T
-            starts = (random_rotation(n_bits, rng) for _ in range(n_init))
+            starts = (random_frame(n_bits, n_bits, rng) for _ in range(n_init))
             runs = (itq_rotation(V, weights, start, max_iter) for start in starts)
             self.rotation_, self.objective_ = min(runs, key=lambda run: run[1][-1])
         self.n_iter_ = len(self.objective_)
@@ -198,12 +198,6 @@ class IIQ(ITQ):
 
 
 # --- Rotations ------------------------------------------------------------------------------------------
-
-
-def random_rotation(c: int, rng: np.random.Generator) -> Float64:
-    """Random orthogonal matrix (c, c), all alike likely (Haar)."""
-    Q, R = np.linalg.qr(rng.standard_normal((c, c)))
-    return Q * np.where(np.diag(R) < 0, -1.0, 1.0)
 
 
 def procrustes(product: Float64) -> Float64:

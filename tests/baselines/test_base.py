@@ -30,6 +30,9 @@ SMALL = {
     "compositional": baselines.CompositionalCodes(2, 2, steps=5, refit=True, random_state=0),
     "kd-codes": baselines.KDCodes(2, 2, steps=5, refit=True, random_state=0),
     "dpq": baselines.DPQReconstruction(1, 2, steps=5, random_state=0),
+    "near-lossless": baselines.NearLosslessBinarizer(
+        4, epochs=30, batch_size=20, learning_rate=0.2, random_state=0
+    ),
 }
 EXPECTED_FAILURES = {
     "product": {
@@ -61,6 +64,9 @@ EXPECTED_FAILURES = {
     "dpq": {
         "check_sample_weight_equivalence_on_dense_data": "batches are random; repeated rows enter them apart",
     },
+    "near-lossless": {
+        "check_sample_weight_equivalence_on_dense_data": "batches are drawn: what they hold differs",
+    },
 }
 EXACT = [
     "product",
@@ -73,6 +79,7 @@ EXACT = [
     "itq",
     "iiq",
     "dpq",
+    "near-lossless",
 ]  # those that end in codes: decoding is the same bit by bit
 
 

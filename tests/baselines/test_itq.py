@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from baselines import IIQ, ITQ
-from baselines.itq import itq_rotation, procrustes, random_rotation
+from baselines.binary import random_frame
+from baselines.itq import itq_rotation, procrustes
 from dpq_ref.metrics import isotropy
 
 
@@ -82,14 +83,14 @@ def test_procrustes_is_the_best_rotation():
     rng = np.random.default_rng(0)
     V, B = rng.standard_normal((50, 5)), rng.choice([-1.0, 1.0], (50, 5))
     best = loss(V, B, procrustes(V.T @ B))
-    assert all(best <= loss(V, B, random_rotation(5, rng)) for _ in range(200))
-    R = random_rotation(5, rng)
+    assert all(best <= loss(V, B, random_frame(5, 5, rng)) for _ in range(200))
+    R = random_frame(5, 5, rng)
     np.testing.assert_allclose(procrustes(V.T @ (V @ R)), R, atol=1e-12)
 
 
 def test_random_rotations_are_orthogonal_and_turn_either_way():
     rng = np.random.default_rng(0)
-    rotations = np.array([random_rotation(3, rng) for _ in range(2000)])
+    rotations = np.array([random_frame(3, 3, rng) for _ in range(2000)])
     np.testing.assert_allclose(
         rotations @ rotations.swapaxes(1, 2), np.broadcast_to(np.eye(3), (2000, 3, 3)), atol=1e-12
     )
@@ -103,7 +104,7 @@ def test_a_rotated_cube_is_found_by_the_best_of_20_starts(c):
     rng = np.random.default_rng(c)
     B = rng.choice([-1.0, 1.0], (1500, c))
     B = np.r_[B, -B]  # mean 0
-    X = B @ random_rotation(c, rng).T
+    X = B @ random_frame(c, c, rng).T
     model = ITQ(n_bits=c, n_init=20, random_state=0).fit(X)
     assert model.objective_[-1] < 1e-15 * B.size
     agreement = np.abs(signs(model.codes_).T @ B) / len(B)  # bits up to order and sign
@@ -115,7 +116,7 @@ def test_a_rotated_cube_is_found_by_the_best_of_20_starts(c):
 def test_a_single_start_often_sticks_and_more_starts_never_hurt():
     rng = np.random.default_rng(0)
     B = rng.choice([-1.0, 1.0], (600, 6))
-    X = np.r_[B, -B] @ random_rotation(6, rng).T
+    X = np.r_[B, -B] @ random_frame(6, 6, rng).T
     single = [ITQ(n_bits=6, random_state=seed).fit(X).objective_[-1] for seed in range(12)]
     assert 0 < sum(value > 1 for value in single) < 12
     for seed in range(4):
@@ -125,7 +126,7 @@ def test_a_single_start_often_sticks_and_more_starts_never_hurt():
 
 def test_it_starts_from_the_rotation_it_is_given():
     rng = np.random.default_rng(0)
-    B, R = rng.choice([-1.0, 1.0], (400, 8)), random_rotation(8, rng)
+    B, R = rng.choice([-1.0, 1.0], (400, 8)), random_frame(8, 8, rng)
     near = np.linalg.qr(R + 0.05 * rng.standard_normal((8, 8)))
     start = near[0] * np.sign(np.diag(near[1]))
     rotation, objective = itq_rotation(B @ R.T, np.ones(400), start, 50)
@@ -228,7 +229,7 @@ def test_centring_and_removal_raise_isotropy_and_rotation_leaves_it():
     V = components(X, model)
     assert isotropy(X) < isotropy(centred) < isotropy(V)
     np.testing.assert_allclose(isotropy(V @ model.rotation_), isotropy(V), rtol=1e-6)
-    np.testing.assert_allclose(isotropy(X @ random_rotation(10, rng)), isotropy(X), rtol=1e-6)
+    np.testing.assert_allclose(isotropy(X @ random_frame(10, 10, rng)), isotropy(X), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
