@@ -82,6 +82,7 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     show_default=True,
     help="Folder for the results. An interrupted job there goes on where it was.",
 )
+@click.option("--seeds", type=click.IntRange(1), help="How many seeds. Default: what the grid says.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
 def compare_table(
     table: str,
@@ -89,6 +90,7 @@ def compare_table(
     word_sets: str | None,
     grid: Path | None,
     output: Path,
+    seeds: int | None,
     jobs: int | None,
 ) -> None:
     """Compress a TABLE of word vectors by every method, judge what each keeps, and draw.
@@ -101,7 +103,7 @@ def compare_table(
     from figures.tables import GRID, Paths, sweep
 
     with _clear_errors():
-        do, runs = sweep(grid or GRID, Paths(table, frequencies, word_sets))
+        do, runs = sweep(grid or GRID, Paths(table, frequencies, word_sets), seeds)
         records = do(runs, output, jobs=jobs)
     _finish(records, output)
 

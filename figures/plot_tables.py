@@ -107,11 +107,11 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 
 def shown(cells: Iterable[Cell], metric: str) -> list[Cell]:
-    """Cells of a panel: those fitted as the metric weighs, where a method has them."""
+    """Cells of a panel: of each method those fitted as the metric weighs, or else all."""
     cells = [cell for cell in cells if metric in cell.values]
-    by_frequency = {cell.method for cell in cells if cell.weighted}
     wanted = metric.startswith("weighted_")
-    return [c for c in cells if c.weighted == (wanted and c.method in by_frequency)]
+    fitting = {cell.method for cell in cells if cell.weighted == wanted}
+    return [cell for cell in cells if cell.weighted == wanted or cell.method not in fitting]
 
 
 def best_of_each_budget(cells: Iterable[Cell], metric: Metric) -> list[Cell]:

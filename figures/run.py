@@ -32,8 +32,8 @@ import numpy as np
 
 from dpq_ref import datasets
 from dpq_ref.compressed import Compressed, ProductTable, write_atomically
-from dpq_ref.kernels.reference import Array
-from dpq_ref.layers import DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
 from dpq_ref.metrics import CodeUsage, accuracy, code_usage, relative_error
 from dpq_ref.optim import Adam
 from dpq_ref.schedules import CyclicallyAnnealedRate
@@ -42,23 +42,31 @@ from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
 GRIDS = Path(__file__).parent / "grids"
 
 
-def full_table(table: Array) -> FullEmbedding:
+def full_table(table: Array, counts: Integers) -> FullEmbedding:
     """Layer of "full-continued": the table as it is, to tell what training on alone brings."""
     layer = FullEmbedding(*table.shape, dtype=table.dtype)
     layer.params["table"][:] = table
     return layer
 
 
-def low_rank_factors(table: Array, *, reduction: float) -> LowRankEmbedding:
+def low_rank_factors(table: Array, counts: Integers, *, reduction: float) -> LowRankEmbedding:
     """Layer of "low-rank-in-network": the two best factors of a size (Acharya et al., 2019)."""
     n, d = table.shape
     return LowRankEmbedding.from_table(table, rank_kept(n, d, reduction))
 
 
-# Trained full table and parameters of the run -> layer in its place.
+def group_reduce_factors(table: Array, counts: Integers, **parameters: Any) -> BlockEmbedding:
+    """Layer of "group-reduce-in-network": blocks and factors of GroupReduce (P. Chen et al., 2018)."""
+    from baselines import GroupReduce
+
+    return BlockEmbedding.from_table(GroupReduce(**parameters).fit(table, sample_weight=counts).compress())
+
+
+# Trained full table, word counts, parameters of the run -> layer in its place.
 CONTINUED: dict[str, Callable[..., Any]] = {
     "full-continued": full_table,
     "low-rank-in-network": low_rank_factors,
+    "group-reduce-in-network": group_reduce_factors,
 }
 FROM_SCRATCH = ("full", "dpq-sx", "dpq-vq")
 TRAINED = (*FROM_SCRATCH, *CONTINUED)
@@ -333,7 +341,7 @@ def _continued(grid: Grid, run: Run, data: datasets.TextDataset, work: Path) -> 
     """Full classifier of the seed, with the method's layer in place of its table."""
     state = _full_state(work, run.seed)
     parameters = {k: v for k, v in run.parameters.items() if k != "schedule"}
-    embedding = CONTINUED[run.method](state["embedding.table"], **parameters)
+    embedding = CONTINUED[run.method](state["embedding.table"], data.counts, **parameters)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
     model.load_head(state)
     return model

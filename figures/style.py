@@ -38,7 +38,7 @@ STYLES = {  # method: label, colour, marker
     "pruning": ("pruning", "#8C510A", "<"),
     "compositional": ("compositional codes", "#882255", "o"),
     "kd-codes": ("KD codes", "#882255", "^"),
-    "dpq-reconstruction": ("DPQ, trained to reconstruct", "#0072B2", "p"),
+    "dpq": ("DPQ, trained to reconstruct", "#0072B2", "p"),
 }
 OTHER = "#777777", "x"
 RC: Any = {

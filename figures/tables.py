@@ -113,7 +113,7 @@ def read(paths: Paths) -> WordTable:
     return WordTable(words, vectors, weights, similarity, questions, relations, digest.hexdigest())
 
 
-def sweep(grid: str | os.PathLike, paths: Paths) -> tuple[Sweep, list[Run]]:
+def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> tuple[Sweep, list[Run]]:
     """Read a grid file and a table: what to run.
 
     Parameters
@@ -122,6 +122,8 @@ def sweep(grid: str | os.PathLike, paths: Paths) -> tuple[Sweep, list[Run]]:
         TOML with `dataset`, `seeds`, and a [[method]] for each, with its parameters; `weighted = true` fits
         by frequency; `figure = "name"` draws its runs apart from the comparison, in a figure of their own.
     paths : Paths
+    n_seeds : int, optional
+        Seeds from 0 on in place of the grid's.
 
     Raises
     ------
@@ -139,6 +141,7 @@ def sweep(grid: str | os.PathLike, paths: Paths) -> tuple[Sweep, list[Run]]:
     data = read(paths)
     if data.weights is None and any(parameters.get("weighted") for _, parameters in methods):
         raise ValueError(f"grid {grid} has methods weighted by frequency: it needs a list of frequencies")
+    seeds = seeds if n_seeds is None else range(n_seeds)
     runs = [Run(method, parameters, seed) for method, parameters in methods for seed in seeds]
     n, d = data.vectors.shape
     provenance = {"rows": n, "columns": d, "frequencies": data.weights is not None}
