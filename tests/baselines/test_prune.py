@@ -206,3 +206,14 @@ def test_numbers_beyond_float32_are_refused():
 )
 def test_manners_of_scikit_learn(estimator, check):
     check(estimator)
+
+
+def test_huffman_code_of_what_comes_later_may_be_longer():
+    """The largest entries are all one value, one bit each; those that follow take four."""
+    X = np.random.default_rng(0).uniform(-1, 1, (200, 40)).astype(np.float32)
+    X[:, :4] = 10
+    for ratio in (14, 18, 22):
+        compressed = MagnitudePruning(ratio=ratio, n_codes=16, huffman=True).fit(X).compress()
+        assert compressed.n_entries > 1000
+        budget = int(32 * X.size / ratio)
+        assert budget - 64 < sum(compressed.bits().values()) <= budget

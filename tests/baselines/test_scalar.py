@@ -349,6 +349,15 @@ def errors_by_definition_with(X, clips, n_bits):
     return (np.abs(X[..., None] - levels).min(axis=-1)) ** 2
 
 
+@pytest.mark.parametrize("n_bits", [1, 3, 8])
+def test_new_rows_bring_their_own_clip(n_bits):
+    X, new = table(20, 7), 100 * table(5, 7, seed=1)
+    model = UniformQuantizer(n_bits, scale="row").fit(X)
+    decoded = model.inverse_transform(model.transform(new))
+    theirs = UniformQuantizer(n_bits, scale="row").fit(new).compress().reconstruct()
+    np.testing.assert_array_equal(decoded, theirs)
+
+
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("n_bits", [1, 2, 4, 8])
 def test_more_scales_lose_less_where_scales_differ(cls, n_bits):
@@ -529,6 +538,16 @@ def test_empty_cells_are_filled():
         assert (np.diff(objective) < 0).all()
         good = lloyd(values, weights, np.linspace(-3, 3, 16), 1000)[1][-1]
         assert objective[-1] < 1.5 * good
+
+
+def test_borders_between_neighbouring_numbers():
+    """Half way between them there is no float32, and rounded to the nearest it is one of the two."""
+    one = np.float32(1)
+    values = np.cumsum(np.r_[one, np.full(5, np.finfo(np.float32).eps)], dtype=np.float32)
+    for k in range(5):
+        levels, objective = lloyd(values[k : k + 2], None, values[k : k + 2], 1)
+        np.testing.assert_array_equal(levels, values[k : k + 2])
+        assert objective[0] == 0
 
 
 def test_entries_in_order():
