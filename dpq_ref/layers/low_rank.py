@@ -16,9 +16,10 @@ import numpy as np
 
 from dpq_ref import backend as backends
 from dpq_ref import checks
-from dpq_ref.compressed import FactoredTable
+from dpq_ref.compressed import BlockTable, FactoredTable
+from dpq_ref.compressed.blocks import ranks_within
 from dpq_ref.kernels.reference import Array
-from dpq_ref.layers.embedding import RowSparse, _Lookup
+from dpq_ref.layers.embedding import FullEmbedding, RowSparse, _Lookup
 
 
 class LowRankEmbedding(_Lookup):
@@ -182,7 +183,7 @@ class BlockEmbedding(_Lookup):
     Parameters
     ----------
     block_of_word : (vocab_size,) integers
-    blocks : sequence of embedding layers
+    blocks : sequence of LowRankEmbedding and FullEmbedding
         As many rows each as the block has words; of one dim, dtype and back end.
 
     Attributes
@@ -221,10 +222,27 @@ class BlockEmbedding(_Lookup):
         self.kernels = first.kernels
         self.blocks = list(blocks)
         self.block_of_word = block_of_word
-        self.index = np.empty(len(block_of_word), np.int64)
-        for b, count in enumerate(counts):
-            self.index[block_of_word == b] = np.arange(count)
+        self.index = ranks_within(block_of_word, counts)
         self.params = self._named("params")
+
+    @classmethod
+    def from_table(cls, table: BlockTable, *, backend: str | None = None) -> Self:
+        """Start from compressed blocks, those of GroupReduce say: codes of factors become numbers.
+
+        Parameters
+        ----------
+        table : BlockTable
+        backend : {"numba", "numpy"}, optional
+        """
+        layers: list[Any] = []
+        for left, right in map(table.block, range(len(table.ranks))):
+            if right is None:
+                dense = FullEmbedding(*left.shape, dtype=left.dtype, backend=backend)
+                dense.params["table"][:] = dense.kernels.xp.asarray(left)
+                layers.append(dense)
+            else:
+                layers.append(LowRankEmbedding(left, right, backend=backend))
+        return cls(table.block_of_word, layers)
 
     def _named(self, kind: str) -> dict[str, Any]:
         return {f"{b}.{k}": v for b, of in enumerate(self.blocks) for k, v in getattr(of, kind).items()}
@@ -263,3 +281,15 @@ class BlockEmbedding(_Lookup):
         for layer, mine in zip(self.blocks, members, strict=True):
             layer.backward(d_rows[mine])
         self.grads = self._named("grads")
+
+    def export(self) -> BlockTable:
+        """Artefact with the blocks of the words and the factors of the blocks.
+
+        Raises
+        ------
+        ValueError
+            If a low-rank block has full rank: it is smaller as a `FullEmbedding`.
+        """
+        params = [{k: backends.to_numpy(v) for k, v in layer.params.items()} for layer in self.blocks]
+        lefts = [p["left"] if "left" in p else p["table"] for p in params]
+        return BlockTable.from_factors(self.block_of_word, lefts, [p.get("right") for p in params])

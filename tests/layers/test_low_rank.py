@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpq_ref import Adam, FullEmbedding, RowSparse
-from dpq_ref.compressed import load
+from dpq_ref.compressed import BlockTable, load
 from dpq_ref.gradcheck import directional
 from dpq_ref.layers import BlockEmbedding, Dense, LowRankEmbedding, rank_kept
 from dpq_ref.tasks.classify import TextClassifier
@@ -288,6 +288,34 @@ def test_one_optimizer_moves_all_blocks(rng):
     for b, block in enumerate(layer.blocks):
         for name, array in block.params.items():
             assert np.abs(array - before[f"{b}.{name}"]).min() > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_return_what_they_export_and_start_again_from_it(backend_name, dtype, rng, tmp_path):
+    layer = BlockEmbedding(BLOCK_OF_WORD, blocks(backend_name, dtype))
+    table = layer.export()
+    size = np.dtype(dtype).itemsize * 8
+    assert table.bits() == {"factors": size * (2 * 1 + 1 * 4 + 5 * 3 + 3 * 4 + 2 * 4), "blocks": 9 * 2}
+    for ids in (np.arange(9), IDS, np.array([2])):
+        np.testing.assert_array_equal(layer.forward(ids, False), table.lookup(ids))
+    table.save(tmp_path / "table.safetensors")
+    again = BlockEmbedding.from_table(load(tmp_path / "table.safetensors"), backend=backend_name)
+    assert [type(block) for block in again.blocks] == [type(block) for block in layer.blocks]
+    for name, array in layer.params.items():
+        np.testing.assert_array_equal(again.params[name], array)
+    layer.forward(IDS)
+    layer.backward(rng.standard_normal((2, 3, 4)).astype(dtype))
+    Adam(layer.params, 0.1, backend=backend_name).step(layer.grads)
+    np.testing.assert_array_equal(layer.forward(IDS), layer.export().lookup(IDS))
+    np.testing.assert_array_equal(table.lookup(IDS), again.forward(IDS))
+
+
+def test_codes_of_factors_become_numbers():
+    left, right = np.array([[0], [3], [1]]), np.array([[0, 3, 2, 1]])
+    table = BlockTable.from_factors([0, 0, 0], [left], [right], np.float32([[2.0, 0.5]]), n_bits=2)
+    layer = BlockEmbedding.from_table(table)
+    np.testing.assert_array_equal(layer.forward([0, 1, 2]), table.reconstruct())
+    assert layer.dtype == np.float32
 
 
 def test_one_block_is_its_layer(rng):
