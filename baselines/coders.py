@@ -75,6 +75,10 @@ class Coder(ABC):
         """Fill `grads` from the gradient of the output, (b, d)."""
 
     @abstractmethod
+    def reconstruct(self, x: Array) -> Array:
+        """Rows decoded from their codes, (b, d) -> (b, d): those of `table`, but for rounding."""
+
+    @abstractmethod
     def table(self, codes: Integers) -> Compressed:
         """Codes beside what decodes them."""
 
@@ -104,16 +108,29 @@ class Coder(ABC):
         self.backward(error / error.dtype.type(len(x)))
         return float(np.square(error, dtype=np.float64).sum()) / (2 * len(x))
 
-    def export(self) -> Compressed:
-        """Table as it would be stored, by the codes of one matrix product."""
-        return self.table(self.codes(self.rows, np.matmul))
+    def squared_error(self, weights: Array) -> float:
+        """Weighted squared error of the hard table, by matrix products: many times faster than look-ups."""
+        total = 0.0
+        for block in self._blocks(self.rows):
+            error = np.subtract(self.reconstruct(self.rows[block]), self.rows[block], dtype=np.float64)
+            total += float(weights[block] @ (error * error).sum(axis=1))
+        return total
 
-    def codes(self, x: Array, product: Product | None = None) -> Integers:
-        """Codes of rows, (b, d) -> (b, M) int32; by default the same in any batch, bit by bit."""
-        product = self.kernels.combine if product is None else product
+    def codes(self, x: Array) -> Integers:
+        """Codes of rows, (b, d) -> (b, M) int32; the same in any batch, bit by bit."""
+        scores = [self._grouped(self.scores(x[block], self.kernels.combine)) for block in self._blocks(x)]
+        return np.concatenate([self.kernels.argmax_code(block) for block in scores])
+
+    def _blocks(self, x: Array) -> list[slice]:
         step = max(1, BLOCK // len(self.params["codebooks"]))
-        blocks = [self.scores(x[i : i + step], product) for i in range(0, len(x), step)]
-        return np.concatenate([self.kernels.argmax_code(self._grouped(block)) for block in blocks])
+        return [slice(i, i + step) for i in range(0, len(x), step)]
+
+    def _hard(self, scores: Array) -> Array:
+        """Assign 1 to the largest score of each group, (b, M K) -> (b, M K)."""
+        scores = self._grouped(scores)
+        hard = np.zeros_like(scores)
+        np.put_along_axis(hard, self.kernels.argmax_code(scores)[:, :, None], 1, axis=2)
+        return hard.reshape(len(hard), -1)
 
     def _grouped(self, x: Array) -> Array:
         """(b, M K) -> (b, M, K)."""
@@ -172,6 +189,10 @@ class GumbelCoder(Coder):
             "codebooks": assignment.reshape(z.shape).T @ d_output,
         }
 
+    def reconstruct(self, x: Array) -> Array:
+        """Sum of the codebook rows of the codes."""
+        return self._hard(self.scores(x)) @ self.params["codebooks"]
+
     def table(self, codes: Integers) -> ProductTable:
         """Codes and codebooks, the mean of M times whose rows is their sum."""
         books = self.books * self.books.dtype.type(self.n_groups)
@@ -197,12 +218,9 @@ class KDCoder(Coder):
 
     def forward(self, x: Array) -> Array:
         """Rows decoded from codes, (b, d) -> (b, d)."""
-        logits = self._grouped(self.scores(x))
-        soft = self.kernels.softmax(logits, self.temperature)
-        hard = np.zeros_like(logits)  # 1 / M at the codes
-        codes = self.kernels.argmax_code(logits)[:, :, None]
-        np.put_along_axis(hard, codes, logits.dtype.type(1 / self.n_groups), axis=2)
-        hard = hard.reshape(len(x), -1)
+        logits = self.scores(x)
+        soft = self.kernels.softmax(self._grouped(logits), self.temperature)
+        hard = self._hard(logits) / logits.dtype.type(self.n_groups)
         mean = hard @ self.params["codebooks"]
         self._tape = x, soft, hard, mean
         return mean @ self.params["basis"] if "basis" in self.params else mean
@@ -220,6 +238,10 @@ class KDCoder(Coder):
         d_logits = self.kernels.softmax_backward(d_soft, soft, self.temperature).reshape(hard.shape)
         self.grads["logits"] = x.T @ d_logits
         self.grads["logits_bias"] = d_logits.sum(axis=0)
+
+    def reconstruct(self, x: Array) -> Array:
+        """Decode as in training."""
+        return self.forward(x)
 
     def table(self, codes: Integers) -> Compressed:
         """Codes and their embeddings, and the map if there is one."""

@@ -54,7 +54,7 @@ class LearnedCodes(Compressor):
     def _model(
         self, rows: Array, weights: Array, n_groups: int, n_codes: int, rng: np.random.Generator
     ) -> Any:
-        """Model of the scaled rows: `params`, `loss_and_gradients(ids)`, and `export()` of the hard table."""
+        """Model of the scaled rows: `params`, `loss_and_gradients(ids)`, hard `squared_error(weights)`."""
 
     @abstractmethod
     def _finish(self, model: Any, rows: Array, weights: Array) -> None:
@@ -98,19 +98,19 @@ class LearnedCodes(Compressor):
         rows = X / X.dtype.type(self.scale_)
         with threadpool_limits(1, "blas"):  # on a busy machine two threads were 20 times slower than one
             model = self._model(rows, weights, n_groups, n_codes, rng)
-            self.objective_ = self._train(model, rows, weights, batches(weights, batch_size, rng))
+            self.objective_ = self._train(model, weights, batches(weights, batch_size, rng))
             self._finish(model, rows, weights)
         self.objective_ *= largest * self.scale_**2
         return self
 
-    def _train(self, model: Any, rows: Array, weights: Array, stream: Iterator[Integers]) -> Array:
+    def _train(self, model: Any, weights: Array, stream: Iterator[Integers]) -> Array:
         """Train, and leave in the model the parameters with the smallest error; returns all errors."""
         steps = checks.positive("steps", self.steps)
         found: list[float] = []
         best: dict[str, Array] = {}
 
         def evaluate(step: int = 0, loss: float = 0.0) -> None:
-            found.append(squared_error(rows, model.export(), weights))
+            found.append(model.squared_error(weights))
             if found[-1] == min(found):
                 best.update({name: array.copy() for name, array in model.params.items()})
 
@@ -327,7 +327,7 @@ class DPQReconstruction(LearnedCodes):
         return Reconstruction(layer, rows)
 
     def _finish(self, model: Any, rows: Array, weights: Array) -> None:
-        table = model.export()
+        table = model.layer.export()
         self.codes_, self.codebooks_ = table.codes, table.values * table.dtype.type(self.scale_)
 
     def _artefact(self, codes: Integers, dtype: Any) -> ProductTable:
@@ -378,6 +378,6 @@ class Reconstruction:
         self.layer.backward(error * error.dtype.type(2 / error.size))
         return float(np.square(error, dtype=np.float64).mean()) + self.layer.codebook_loss
 
-    def export(self) -> Compressed:
-        """Table as it would be stored."""
-        return self.layer.export()
+    def squared_error(self, weights: Array) -> float:
+        """Weighted squared error of the table as it would be stored."""
+        return squared_error(self.rows, self.layer.export(), weights)

@@ -139,7 +139,16 @@ def test_training_at_a_low_temperature_is_the_hard_table(kind, rng):
     output = (
         coder.forward(coder.rows, np.zeros((9, M * K))) if kind == "gumbel" else coder.forward(coder.rows)
     )
-    np.testing.assert_allclose(output, coder.export().reconstruct(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        output, coder.table(coder.codes(coder.rows)).reconstruct(), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_noise_decides_where_it_is_large(rng):
+    coder, codes = make_coder("gumbel", rng), rng.integers(0, K, (9, M))
+    output = coder.forward(coder.rows, 1e3 * np.eye(K)[codes].reshape(9, M * K))
+    np.testing.assert_allclose(output, coder.table(codes).reconstruct(), rtol=1e-9, atol=1e-12)
+    assert (coder.forward(coder.rows) != coder.forward(coder.rows)).all()
 
 
 def test_a_code_is_that_of_the_largest_logit(rng):
@@ -148,6 +157,15 @@ def test_a_code_is_that_of_the_largest_logit(rng):
     z = np.tanh(x @ p["hidden"] + p["hidden_bias"]) @ p["logits"] + p["logits_bias"]
     logits = np.log(np.log1p(np.exp(z)) + 1e-8).reshape(9, M, K)
     np.testing.assert_array_equal(coder.codes(x), logits.argmax(axis=2))
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "kd", "kd, map"])
+def test_hard_error_is_that_of_the_table(kind, rng):
+    coder, weights = make_coder(kind, rng), rng.random(9)
+    rows = coder.table(coder.codes(coder.rows)).reconstruct()
+    np.testing.assert_allclose(coder.reconstruct(coder.rows), rows, rtol=1e-12)
+    expected = (weights[:, None] * (rows - coder.rows) ** 2).sum()
+    np.testing.assert_allclose(coder.squared_error(weights), expected, rtol=1e-12)
 
 
 def test_large_scores_do_not_overflow(rng):
@@ -280,7 +298,7 @@ def test_bits_are_those_of_the_formula(model):
 
 @each_method
 def test_a_row_has_the_same_code_in_any_batch(model):
-    X = table()
+    X = 37 * table()
     model = clone(model).fit(X)
     codes = model.transform(X)
     alone = np.concatenate([model.transform(X[i : i + 1]) for i in range(300)])
