@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from baselines import NearLosslessBinarizer
+from baselines import NearLosslessBinarizer, near_lossless
 from baselines.binary import random_frame, weighted_mean
 from baselines.near_lossless import TiedAutoencoder, batches
+from dpq_ref.trainer import train
 
 
 def table(n=400, d=12, seed=0, dtype=np.float64):
@@ -118,6 +119,18 @@ def test_draws_follow_the_shares():
         counts += np.bincount(epoch, minlength=6)
         assert (np.abs(np.bincount(epoch, minlength=6) - 6 * shares) < 1).all()
     np.testing.assert_allclose(counts / counts.sum(), shares, atol=0.01)
+
+
+def test_the_learning_rate_falls_by_the_epoch(monkeypatch):
+    rates = []
+
+    def spy(*args, schedule, **kwargs):
+        rates.extend(schedule(step) for step in range(1, kwargs["steps"] + 1))
+        return train(*args, schedule=schedule, **kwargs)
+
+    monkeypatch.setattr(near_lossless, "train", spy)
+    NearLosslessBinarizer(n_bits=4, epochs=3, random_state=0).fit(table())  # 400 rows, 6 batches of 75
+    np.testing.assert_allclose(rates, np.repeat([1e-3, 0.95e-3, 0.95**2 * 1e-3], 6))
 
 
 def test_equal_shares_make_each_epoch_a_permutation():
