@@ -96,8 +96,13 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     def _check(self, X: Any, reset: bool) -> Array:
         """Scikit-learn sees to shape, dtype and feature names; `as_table` counts what is not finite."""
         dtypes = [np.float32, np.float64]
-        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
-        return checks.as_table(X)
+        X = checks.as_table(validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False))
+        largest = max(X.max(), -X.min())
+        if largest > np.finfo(np.float32).max:
+            raise ValueError(
+                f"X has an entry of magnitude {largest:g}; float32, which is stored, ends at 3.4e38"
+            )
+        return X
 
     def _size(self, n: int, d: int) -> dict[str, Any]:
         """Size parameters for a table of n x d: as given, or the most bits that the budget allows.

@@ -55,7 +55,7 @@ class GroupReduce(Compressor):
     ranks : {"frequency", "uniform"}
         r_p = max(1, floor(t f_p)), f_p the mean frequency in block p, or as equal as can be; t is the largest
         that the budget allows. What is left over, blocks that come next and still fit take.
-    weighted : bool
+    weighted_factors : bool
         Frequencies count in the factors, the refinement and the clips; otherwise they only order the words
         and set the ranks.
     refinement : {"none", "moves", "lagrangian"}
@@ -120,7 +120,7 @@ class GroupReduce(Compressor):
         ratio: float | None = None,
         n_blocks: int = 5,
         ranks: str = "frequency",
-        weighted: bool = True,
+        weighted_factors: bool = True,
         refinement: str = "lagrangian",
         max_iter: int = 20,
         move_fraction: float = 0.1,
@@ -130,7 +130,7 @@ class GroupReduce(Compressor):
         self.ratio = ratio
         self.n_blocks = n_blocks
         self.ranks = ranks
-        self.weighted = weighted
+        self.weighted_factors = weighted_factors
         self.refinement = refinement
         self.max_iter = max_iter
         self.move_fraction = move_fraction
@@ -158,9 +158,9 @@ class GroupReduce(Compressor):
         n, d = X.shape
         self._check_parameters(n)
         self._size(n, d)
-        unit = frequencies.max() if self.weighted else 1.0
+        unit = frequencies.max() if self.weighted_factors else 1.0
         frequencies = frequencies / frequencies.max()
-        weights = frequencies if self.weighted else np.ones(n)
+        weights = frequencies if self.weighted_factors else np.ones(n)
 
         blocks = blocks_by_frequency(frequencies, self.n_blocks)
         counts = np.bincount(blocks)

@@ -3,7 +3,8 @@
 from dpq_ref.compressed.base import Compressed, as_stored, load, write_atomically
 from dpq_ref.compressed.blocks import BlockTable
 from dpq_ref.compressed.dense import DenseTable, to_bfloat16
-from dpq_ref.compressed.factored import FactoredTable, LowRankTable
+from dpq_ref.compressed.factored import FactoredTable
+from dpq_ref.compressed.hamming import hamming_similarity
 from dpq_ref.compressed.product import ProductTable
 from dpq_ref.compressed.scalar import ScalarTable, uniform_levels
 from dpq_ref.compressed.sparse import SparseTable
@@ -13,11 +14,11 @@ __all__ = [
     "Compressed",
     "DenseTable",
     "FactoredTable",
-    "LowRankTable",
     "ProductTable",
     "ScalarTable",
     "SparseTable",
     "as_stored",
+    "hamming_similarity",
     "load",
     "to_bfloat16",
     "uniform_levels",

@@ -117,6 +117,3 @@ class FactoredTable(Compressed):
         if self.offset is not None:
             rows += self.offset
         return rows if self.bound is None else np.clip(rows, -self.bound, self.bound, out=rows)
-
-
-LowRankTable = FactoredTable

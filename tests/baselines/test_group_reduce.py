@@ -9,11 +9,19 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from baselines import GroupReduce, LowRank
-from baselines.blocks import assign, blocks_by_frequency, move, numbers, ranks_within_budget, residuals
+from baselines.blocks import (
+    assign,
+    blocks_by_frequency,
+    fit_blocks,
+    move,
+    numbers,
+    ranks_within_budget,
+    residuals,
+)
 from dpq_ref.compressed import load
 
 OPTIONS = [
-    {"ranks": ranks, "weighted": weighted, "refinement": refinement}
+    {"ranks": ranks, "weighted_factors": weighted, "refinement": refinement}
     for ranks, weighted, refinement in itertools.product(
         ("frequency", "uniform"), (True, False), ("none", "moves", "lagrangian")
     )
@@ -75,7 +83,7 @@ def test_manners_of_scikit_learn(estimator, check):
 def test_error_of_each_block_is_the_tail_of_its_singular_values(options, n_blocks):
     X, counts = table(), zipf(400)
     model = GroupReduce(ratio=3, n_blocks=n_blocks, **options).fit(X, sample_weight=counts)
-    weights = counts if options["weighted"] else np.ones(400)
+    weights = counts if options["weighted_factors"] else np.ones(400)
     total = 0.0
     for p, (left, right) in enumerate(model.factors_):
         mine = model.blocks_ == p
@@ -100,7 +108,7 @@ def test_error_of_each_block_is_the_tail_of_its_singular_values(options, n_block
 @pytest.mark.parametrize("ratio", [1.5, 3, 10])
 def test_one_block_is_low_rank(weighted, dtype, ratio):
     X, counts = table(dtype=dtype), zipf(400)
-    model = GroupReduce(ratio=ratio, n_blocks=1, weighted=weighted).fit(X, sample_weight=counts)
+    model = GroupReduce(ratio=ratio, n_blocks=1, weighted_factors=weighted).fit(X, sample_weight=counts)
     low_rank = LowRank(ratio=ratio).fit(X, sample_weight=counts if weighted else None)
     np.testing.assert_array_equal(model.factors_[0][1], low_rank.components_)
     np.testing.assert_array_equal(model.factors_[0][0], low_rank.coefficients_)
@@ -135,6 +143,8 @@ def test_budget_holds_and_the_error_falls_in_every_round(options, n_blocks, rati
     assert sum(table.bits().values()) == model.bits_[-1] == formula(model, *X.shape)
     assert (np.bincount(model.blocks_) >= np.where(model.ranks_ == 40, 1, model.ranks_)).all()
     np.testing.assert_array_equal(table.block_of_word, model.blocks_)
+    counts = np.bincount(model.blocks_)
+    assert (numbers(counts, model.ranks_, 40) <= 40 * counts).all()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=name)
@@ -148,7 +158,9 @@ def test_only_proportions_of_the_frequencies_matter(options, scale):
     np.testing.assert_array_equal(a.blocks_, b.blocks_)
     np.testing.assert_array_equal(a.ranks_, b.ranks_)
     np.testing.assert_allclose(a.compress().reconstruct(), b.compress().reconstruct(), atol=1e-6)
-    np.testing.assert_allclose(a.objective_ * (scale if options["weighted"] else 1), b.objective_, rtol=1e-9)
+    np.testing.assert_allclose(
+        a.objective_ * (scale if options["weighted_factors"] else 1), b.objective_, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=name)
@@ -179,7 +191,7 @@ def test_equal_weights_in_each_block_are_the_plain_factors():
     X, blocks = table(), np.arange(400) % 4
     counts = np.array([1000.0, 100, 10, 1])[blocks]
     fits = [
-        GroupReduce(ratio=4, n_blocks=4, weighted=w, refinement="none").fit(X, sample_weight=counts)
+        GroupReduce(ratio=4, n_blocks=4, weighted_factors=w, refinement="none").fit(X, sample_weight=counts)
         for w in (True, False)
     ]
     np.testing.assert_array_equal(fits[0].blocks_, blocks)
@@ -409,6 +421,14 @@ def test_assignment_spends_the_budget_though_blocks_must_keep_words(seed):
     assert (np.bincount(found, minlength=20) >= ranks).all()
     every = np.arange(2000)
     assert losses[every, found].sum() < 0.9 * losses[every, blocks].sum()
+
+
+def test_a_block_that_shrank_is_dense_once_that_takes_no_more():
+    X, blocks = table(30, 10), np.repeat([0, 1], [9, 21])
+    for rank, settled in ((4, 4), (5, 10)):  # 4 x 19 < 9 x 10 <= 5 x 19
+        bases, ranks = fit_blocks(X, np.ones(30), blocks, np.array([rank, 3]))
+        assert ranks.tolist() == [settled, 3]
+        assert (bases[0] is None) == (settled == 10) and bases[1].shape == (3, 10)
 
 
 def test_residuals():
