@@ -5,39 +5,30 @@ A method trained from scratch ("full", "dpq-sx", "dpq-vq") trains the classifier
 trains the whole network on for as many steps again. An offline one (those of `baselines.REGISTRY`) compresses
 the table of that classifier, whose other layers stay as they are. All end in a `Compressed` table and are
 judged on it by the same code, at the best validation step.
-
-Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job goes on where it was.
 """
 
-import itertools
-import json
 import os
-import platform
 import resource
-import shutil
-import subprocess
 import sys
-import threading
 import time
 import tomllib
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from importlib import metadata
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpq_ref import datasets
-from dpq_ref.compressed import Compressed, ProductTable, write_atomically
+from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
 from dpq_ref.metrics import CodeUsage, accuracy, code_usage, relative_error
 from dpq_ref.optim import Adam
 from dpq_ref.schedules import CyclicallyAnnealedRate
 from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
+from figures.sweep import Record, Run, Sweep, cells
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -118,21 +109,6 @@ class Grid:
     max_documents: int | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One cell of a grid."""
-
-    method: str
-    parameters: dict[str, Any]
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """File name without its ending."""
-        parts = [self.method, *(f"{k}={v}" for k, v in sorted(self.parameters.items())), f"seed={self.seed}"]
-        return "_".join(parts)
-
-
 def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
     """Read a grid file; a list among a method's parameters stands for each of its entries.
 
@@ -148,18 +124,14 @@ def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
         If a key is missing or unknown, or the grid has no "full" method for its offline ones.
     """
     content = tomllib.loads(Path(path).read_text(encoding="utf8"))
-    methods = []
-    for entry in content.pop("method", []):
-        axes = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k != "name"}
-        cells = itertools.product(*axes.values())
-        methods += [(entry["name"], dict(zip(axes, cell, strict=True))) for cell in cells]
+    methods = cells(content.pop("method", []))
     if data is not None:
         if content.get("data") == "builtin":
             content["dataset"] = Path(data).resolve().name
         content["data"] = data
     try:
         plan = Plan(**content.pop("plan"))
-        grid = Grid(plan=plan, methods=tuple(methods), seeds=tuple(content.pop("seeds")), **content)
+        grid = Grid(plan=plan, methods=methods, seeds=tuple(content.pop("seeds")), **content)
     except (TypeError, KeyError) as error:
         raise ValueError(f"grid {path}: {error}") from error
     if "full" not in {method for method, _ in methods}:
@@ -174,68 +146,25 @@ def _data(grid_data: str, max_documents: int | None, show: bool = False) -> data
     return datasets.load(grid_data)
 
 
-def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) -> list[dict[str, Any]]:
-    """Run every cell of a grid, in parallel, taking up what is there; a failed run does not stop the rest.
-
-    Parameters
-    ----------
-    grid : Grid
-    output : path-like
-        Folder; its `runs` are replaced once all are done.
-    jobs : int, optional
-        Processes of one thread each; by default as many as there are cores.
-
-    Returns
-    -------
-    list of dict
-        The records, in the order of the grid; a failed one has "error" in place of its results.
-    """
-    from joblib import Parallel, delayed, parallel_config
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    output = Path(output)
-    work = output / ".work"
+def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) -> list[Record]:
+    """Run every cell of a grid; as `Sweep.__call__`."""
     data = _data(grid.data, grid.max_documents, sys.stderr.isatty())
-    (work / "runs").mkdir(parents=True, exist_ok=True)
-    runs = [Run(method, parameters, seed) for method, parameters in grid.methods for seed in grid.seeds]
-    records = {run.name: _finished(work, grid, run, data.sha256) for run in runs}
-    todo = [run for run in runs if records[run.name] is None]
-    # One counter of steps a run, in a file that the workers share with this process.
-    steps = np.memmap(work / "steps", np.int64, "w+", shape=len(runs))
-    slots = {run.name: i for i, run in enumerate(runs)}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    sweep = Sweep(
+        partial(_execute, grid),
+        partial(_specification, grid, data.sha256),
+        _line,
+        data.provenance,
+        cost=partial(_cost, grid),
+        phase=_phase,
+        output_of=_left_by,
     )
-    finished = threading.Event()
-    with Progress(*columns, transient=True) as bar, parallel_config("loky", inner_max_num_threads=1):
-        task = bar.add_task("", total=sum(_cost(grid, run) for run in todo))
-
-        def show() -> None:
-            while not finished.wait(0.5):
-                bar.update(task, completed=int(steps.sum()), description=_tally(records))
-
-        watcher = threading.Thread(target=show, daemon=True)
-        watcher.start()
-        try:
-            # The offline runs compress what the full ones learnt.
-            for phase in (lambda run: run.method == "full", lambda run: run.method != "full"):
-                calls = (delayed(_run_safely)(grid, run, work, slots[run.name]) for run in todo if phase(run))
-                for record in Parallel(jobs or os.cpu_count(), return_as="generator_unordered")(calls):
-                    records[record["name"]] = record
-                    bar.console.print(_line(record), highlight=False, soft_wrap=True)
-        finally:
-            finished.set()
-            watcher.join()
-    _publish(work, output / "runs", runs)
-    return [record for record in records.values() if record is not None]
+    runs = [Run(method, parameters, seed) for method, parameters in grid.methods for seed in grid.seeds]
+    return sweep(runs, output, jobs=jobs)
 
 
-def _tally(records: dict[str, Any]) -> str:
-    return f"{sum(record is not None for record in records.values())} of {len(records)} runs"
+def _phase(run: Run) -> int:
+    """Full classifiers first: the others start from what they learnt."""
+    return int(run.method != "full")
 
 
 def _cost(grid: Grid, run: Run) -> int:
@@ -243,36 +172,19 @@ def _cost(grid: Grid, run: Run) -> int:
     return grid.plan.steps if run.method in TRAINED else max(1, grid.plan.steps // 20)
 
 
-def _line(record: dict[str, Any]) -> str:
-    if "error" in record:
-        return f"{record['name']}: failed: {record['error'].splitlines()[-1]}"
+def _line(record: Record) -> str:
     percent, ratio = record["metrics"]["accuracy"], record["compression_ratio"]
-    return f"{record['name']}: {percent:.2f} % at ratio {ratio:.1f}, {record['seconds']['fit']:.1f} s"
+    return f"{percent:.2f} % at ratio {ratio:.1f}, {record['seconds']['fit']:.1f} s"
 
 
-def _publish(work: Path, final: Path, runs: list[Run]) -> None:
-    """Put the finished runs in place of the last job's."""
-    shutil.rmtree(final, ignore_errors=True)
-    final.mkdir()
-    for run in runs:
-        shutil.move(work / "runs" / f"{run.name}.json", final / f"{run.name}.json")
-    shutil.rmtree(work)
-
-
-def _specification(grid: Grid, run: Run, sha256: str) -> dict[str, Any]:
+def _specification(grid: Grid, sha256: str, run: Run) -> Record:
     """All that decides a run's result but the program and the machine."""
     specification = {"dataset": grid.dataset, "sha256": sha256, "dim": grid.dim, "hidden": grid.hidden}
     return specification | {"plan": asdict(grid.plan), **asdict(run)}
 
 
-def _finished(work: Path, grid: Grid, run: Run, sha256: str) -> dict[str, Any] | None:
-    """Record of a run if it is there, whole, without error and of the same specification."""
-    try:
-        record = json.loads((work / "runs" / f"{run.name}.json").read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return None
-    same = record.get("specification") == _specification(grid, run, sha256) and "error" not in record
-    return record if same and (run.method != "full" or _checkpoint(work, run.seed).is_file()) else None
+def _left_by(run: Run, work: Path) -> Path | None:
+    return _checkpoint(work, run.seed) if run.method == "full" else None
 
 
 def _checkpoint(work: Path, seed: int) -> Path:
@@ -284,29 +196,13 @@ def _full_state(work: Path, seed: int) -> dict[str, Array]:
         return dict(file)
 
 
-def _run_safely(grid: Grid, run: Run, work: Path, slot: int) -> dict[str, Any]:
-    """Run one cell in a worker and write its record; an error becomes one."""
-    steps = np.memmap(work / "steps", np.int64, "r+")
-
-    def on_step(step: int) -> None:
-        steps[slot] = step
-
-    data = _data(grid.data, grid.max_documents)
-    specification = _specification(grid, run, data.sha256)
-    record = {"name": run.name, "specification": specification, "provenance": data.provenance}
-    try:
-        record |= execute(grid, run, data, work, on_step)
-    except Exception:
-        record["error"] = traceback.format_exc()
-    steps[slot] = _cost(grid, run)
-    record["environment"] = environment()
-    write_atomically(work / "runs" / f"{run.name}.json", json.dumps(record, indent=1).encode())
-    return record
+def _execute(grid: Grid, run: Run, work: Path, on_step: Callable[[int], None]) -> Record:
+    return execute(grid, run, _data(grid.data, grid.max_documents), work, on_step)
 
 
 def execute(
     grid: Grid, run: Run, data: datasets.TextDataset, work: Path, on_step: Callable[[int], None]
-) -> dict[str, Any]:
+) -> Record:
     """Train or compress, and measure.
 
     Parameters
@@ -449,28 +345,3 @@ def compile_kernels(model: TextClassifier) -> None:
     model.loss_and_gradients((ids, np.zeros(2, np.int64)))
     Adam(model.params).step(model.grads)
     model.table()
-
-
-@lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Versions, processor and commit that results come from."""
-    packages = ("numpy", "numba", "scipy", "scikit-learn", "dpq-ref")
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "backend": "numba",
-        "threads_per_run": 1,
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
