@@ -28,6 +28,8 @@ COLUMNS = (
     "value",
     "seconds",
 )
+SAME = 1.2  # ratios within this factor are one size: methods are then shown side by side
+
 Row = dict[str, Any]
 
 
@@ -192,7 +194,10 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     write_atomically(written[0], to_csv(rows, COLUMNS).encode())
     write_atomically(written[1], console.export_text().encode())
     with matplotlib.rc_context(RC):
-        written += _quality(folder, rows, "accuracy", "accuracy")
+        cells = cells_of(rows, "accuracy")
+        ratios = [cell.ratio for cell in cells if not cell.method.startswith("full")]
+        one_size = ratios and max(ratios) < SAME * min(ratios)
+        written += (_dots if one_size else _quality)(folder, rows, "accuracy", "accuracy")
         if cells_of(rows, "relative_error"):
             written += _quality(folder, rows, "relative_error", "reconstruction")
         if any("code_usage" in record for record in records):
@@ -247,7 +252,12 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     n = len(cells[0].values)
     axes.set_title(f"{rows[0]['dataset']}, {n} seed{'s' if n > 1 else ''}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    table = [
+    return save_figure(figure, folder / name, _numbers(cells, front))
+
+
+def _numbers(cells: list[Cell], front: list[Cell]) -> list[Row]:
+    """Rows of the CSV behind a figure."""
+    return [
         {
             "method": c.method,
             "parameters": c.parameters,
@@ -259,7 +269,38 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
         }
         for c in cells
     ]
-    return save_figure(figure, folder / name, table)
+
+
+def _dots(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path]:
+    """Metric of methods of one size, a line each, the full embedding on top."""
+    from matplotlib import pyplot
+
+    cells = cells_of(rows, metric)
+    figure, axes = pyplot.subplots(figsize=(5.5, 0.3 * len(cells) + 0.9))
+    for y, cell in enumerate(cells):
+        _, colour, marker = style_of(cell.method)
+        axes.plot(cell.values, [y] * len(cell.values), marker, color=colour, alpha=0.25, ms=4, mew=0)
+        hollow = "white" if cell.weighted else colour
+        axes.errorbar(
+            cell.mean, y, xerr=cell.spread, color=colour, marker=marker, mfc=hollow, ms=6, capsize=2, lw=1
+        )
+    full = next(cell.mean for cell in cells if cell.method == "full")
+    axes.axvline(full, color="black", lw=0.8, ls="--", zorder=0)
+    labels = [_label(cell) for cell in cells]
+    axes.set_yticks(range(len(cells)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(METRICS[metric].axis)
+    n = len(cells[0].values)
+    axes.set_title(f"{rows[0]['dataset']}, {n} seed{'s' if n > 1 else ''}", fontsize=9)
+    return save_figure(figure, folder / name, _numbers(cells, pareto(cells, METRICS[metric].better)))
+
+
+def _label(cell: Cell) -> str:
+    """Name a method, how it was trained or weighed, and its ratio."""
+    schedule = next((p.split("=")[1] for p in cell.parameters.split() if p.startswith("schedule=")), "")
+    rate = {"calr": "annealed rate", "constant": "constant rate"}.get(schedule, schedule)
+    parts = [style_of(cell.method)[0], "by frequency" if cell.weighted else "", rate]
+    return ", ".join(filter(None, parts)) + (f" ({cell.ratio:.1f}x)" if cell.ratio > 1 else "")
 
 
 def _cut_below(axes: Any, cells: list[Cell], points: float = 12.0) -> None:

@@ -10,6 +10,7 @@ from safetensors.numpy import save as save_safetensors
 
 from dpq_ref import backend
 from dpq_ref.compressed import (
+    BlockTable,
     DenseTable,
     FactoredTable,
     ProductTable,
@@ -68,6 +69,20 @@ def signs(bound=None):
     return FactoredTable(scalar(dim=70, n_bits=1, scales=None), decoder, decoder[0], bound)
 
 
+def in_blocks(n_bits=None):
+    """Blocks of ranks 2, 1 and one that is dense."""
+    rng = np.random.default_rng(3)
+    block_of = rng.permutation(np.arange(37) % 3)
+    shapes = [((block_of == p).sum(), r) for p, r in enumerate((2, 1, 5))]
+    rights = [(2, 5), (1, 5), None]
+    if n_bits is None:
+        draw, scales = (lambda shape: rng.standard_normal(shape).astype(np.float32)), None
+    else:
+        draw, scales = (lambda shape: rng.integers(0, 1 << n_bits, shape)), np.ones((3, 2), np.float32)
+    factors = [draw(s) for s in shapes], [None if s is None else draw(s) for s in rights]
+    return BlockTable.from_factors(block_of, *factors, scales, n_bits=n_bits)
+
+
 # n * D * bits is not a multiple of 8 in most of them; K is not a power of two in some.
 TABLES = {
     "product": product,
@@ -101,10 +116,14 @@ TABLES = {
     "rotated": rotated,
     "signs": signs,
     "signs-bounded": lambda: signs(np.float32([1.5])),
+    "blocks": in_blocks,
+    "blocks-coded": lambda: in_blocks(n_bits=3),
     "both-sides-coded": lambda: FactoredTable(scalar(dim=3), scalar(n=3, dim=6, n_bits=8)),
 }
 tables = pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
-one_of_each = pytest.mark.parametrize("make", [product, ragged, low_rank, scalar, dense, rotated, signs])
+one_of_each = pytest.mark.parametrize(
+    "make", [product, ragged, low_rank, scalar, dense, rotated, signs, in_blocks]
+)
 
 
 def by_hand(table, codes):

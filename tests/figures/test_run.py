@@ -348,6 +348,43 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
     )
 
 
+@pytest.mark.parametrize(("ratios", "side_by_side"), [((10.0, 10.5), True), ((10.0, 20.0), False)])
+def test_methods_of_one_size_are_drawn_side_by_side(tmp_path, ratios, side_by_side):
+    (tmp_path / "runs").mkdir()
+    for method, ratio in (("full", 1.0), *zip(("product", "low-rank"), ratios, strict=True)):
+        record = {
+            "specification": {
+                "dataset": "d",
+                "method": method,
+                "parameters": {"schedule": "calr"},
+                "seed": 0,
+            },
+            "bits": {"all": 1},
+            "compression_ratio": ratio,
+            "seconds": {"fit": 1.0},
+            "metrics": {"accuracy": 90.0 - ratio},
+        }
+        (tmp_path / "runs" / f"{method}.json").write_text(json.dumps(record))
+    plot.draw(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "accuracy.csv").open()))
+    assert [(r["method"], float(r["mean"])) for r in rows] == [
+        ("full", 89.0),
+        ("product", 80.0),
+        ("low-rank", 90.0 - ratios[1]),
+    ]
+    height, width = plot_size(tmp_path / "accuracy.png")
+    assert (width > 3 * height) == side_by_side
+    cell = plot.cells_of(plot.rows_of(plot.read_records(tmp_path)), "accuracy")[1]
+    assert plot._label(cell) == "product quantization, annealed rate (10.0x)"
+
+
+def plot_size(path):
+    """Height and width in pixels."""
+    from matplotlib.image import imread
+
+    return imread(path).shape[:2]
+
+
 def test_no_results_is_an_error_that_says_so(tmp_path):
     result = CliRunner().invoke(main, ["plot", str(tmp_path)])
     assert result.exit_code == 1 and "no results" in result.output
