@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from baselines.product import OptimizedProductQuantizer, ProductQuantizer
     from baselines.prune import MagnitudePruning
     from baselines.reconstruction import DPQReconstruction
+    from baselines.residual import AdditiveQuantizer, ResidualQuantizer
     from baselines.scalar import HalfPrecision, KMeansQuantizer, UniformQuantizer
 
     REGISTRY: dict[str, type[Compressor]]
 
 __all__ = [
     "REGISTRY",
+    "AdditiveQuantizer",
     "CompositionalCodes",
     "Compressor",
     "DPQReconstruction",
@@ -38,6 +40,7 @@ __all__ = [
     "NearLosslessBinarizer",
     "ProductQuantizer",
     "RandomHyperplanes",
+    "ResidualQuantizer",
     "SignQuantizer",
     "UniformQuantizer",
 ]
@@ -45,6 +48,8 @@ __all__ = [
 METHODS = {  # name of the method: module, class
     "product": ("product", "ProductQuantizer"),
     "optimized-product": ("product", "OptimizedProductQuantizer"),
+    "residual": ("residual", "ResidualQuantizer"),
+    "additive": ("residual", "AdditiveQuantizer"),
     "low-rank": ("low_rank", "LowRank"),
     "group-reduce": ("group_reduce", "GroupReduce"),
     "uniform": ("scalar", "UniformQuantizer"),

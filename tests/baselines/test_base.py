@@ -17,6 +17,8 @@ HEADER = 2000  # bytes at most beside the arrays of a file
 SMALL = {
     "product": ProductQuantizer(n_groups=1, n_codes=2, random_state=0),
     "optimized-product": baselines.OptimizedProductQuantizer(1, 2, random_state=0),
+    "residual": baselines.ResidualQuantizer(2, 2, random_state=0),
+    "additive": baselines.AdditiveQuantizer(1, 2, random_state=0),
     "low-rank": LowRank(1),
     "group-reduce": baselines.GroupReduce(bits=40_000, n_blocks=1),
     "uniform": UniformQuantizer(3),
@@ -41,6 +43,12 @@ EXPECTED_FAILURES = {
     },
     "optimized-product": {
         "check_sample_weight_equivalence_on_dense_data": "as in product quantization, which it starts from",
+    },
+    "residual": {
+        "check_sample_weight_equivalence_on_dense_data": "as in product quantization: k-means++",
+    },
+    "additive": {
+        "check_sample_weight_equivalence_on_dense_data": "as in product quantization: k-means++",
     },
     "low-rank": {},
     "group-reduce": {},

@@ -290,7 +290,8 @@ def test_rotation_starts_from_product_quantization_and_is_never_worse(weighted, 
     X = spread()
     weights = frequencies(1000) if weighted else np.ones(1000)
     start = ProductQuantizer(n_groups, 16, random_state=3).fit(X, sample_weight=weights)
-    model = OptimizedProductQuantizer(n_groups, 16, random_state=3).fit(X, sample_weight=weights)
+    model = OptimizedProductQuantizer(n_groups, 16, init="pq", random_state=3)
+    model.fit(X, sample_weight=weights)
     np.testing.assert_array_equal(model.objective_[: start.n_iter_], start.objective_)
     errors = [squared(X, m.compress().reconstruct(), weights) for m in (start, model)]
     assert errors[1] < 0.8 * errors[0]
@@ -406,7 +407,7 @@ def test_rotation_ends_early_once_nothing_is_gained():
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"init": "pca"}, ValueError, "init='pca'; it takes 'pq' or 'parametric'"),
+        ({"init": "pca"}, ValueError, "init='pca'; it takes 'parametric' or 'pq'"),
         ({"inner_iter": 0}, ValueError, "inner_iter=0"),
         ({"max_iter": 0}, ValueError, "max_iter=0"),
         ({"n_groups": 13}, ValueError, "n_groups=13; a table of 12 columns"),
