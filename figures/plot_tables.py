@@ -48,6 +48,7 @@ class Cell:
     ratio : float, mean compression ratio
     values : dict of metric to (mean, standard deviation over seeds)
     bits : dict, by part, of the first seed
+    n_seeds : int
     """
 
     method: str
@@ -55,6 +56,7 @@ class Cell:
     ratio: float
     values: dict[str, tuple[float, float]]
     bits: dict[str, int]
+    n_seeds: int = 1
 
     @property
     def weighted(self) -> bool:
@@ -97,6 +99,7 @@ def cells_of(records: Iterable[dict[str, Any]]) -> list[Cell]:
                 float(np.mean([record["compression_ratio"] for record in group])),
                 {name: _spread([v[name] for v in values if name in v]) for name in values[0]},
                 group[0]["bits"],
+                len(group),
             )
         )
     return cells
@@ -154,10 +157,15 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     for table in tables_of(main):
         console.print(table)
     write_atomically(written[1], console.export_text().encode())
-    seeds = len({record["specification"]["seed"] for record in records})
+    counts = sorted({cell.n_seeds for cell in cells})
+    seeds = (
+        f"{counts[0]} seed{'s' if counts[-1] > 1 else ''}"
+        if len(counts) == 1
+        else f"{counts[0]} to {counts[-1]} seeds"
+    )
     run = records[0]
     size = f"{run['provenance']['rows']:,} x {run['provenance']['columns']}"
-    title = f"{run['specification']['dataset']}, {size}, {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{run['specification']['dataset']}, {size}, {seeds}"
     with matplotlib.rc_context(RC):
         if main:
             written += _comparison(folder / "comparison", main, title)

@@ -120,7 +120,8 @@ def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> 
     ----------
     grid : path-like
         TOML with `dataset`, `seeds`, and a [[method]] for each, with its parameters; `weighted = true` fits
-        by frequency; `figure = "name"` draws its runs apart from the comparison, in a figure of their own.
+        by frequency; `figure = "name"` draws its runs apart from the comparison, in a figure of their own;
+        `seeds` of a method take the place of the grid's.
     paths : Paths
     n_seeds : int, optional
         Seeds from 0 on in place of the grid's.
@@ -131,7 +132,7 @@ def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> 
         If a key is missing or unknown, or a method weighs by frequencies that there are not.
     """
     content = tomllib.loads(Path(grid).read_text(encoding="utf8"))
-    methods = cells(content.pop("method", []))
+    methods = content.pop("method", [])
     try:
         dataset, seeds = content.pop("dataset"), content.pop("seeds")
     except KeyError as error:
@@ -139,10 +140,13 @@ def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> 
     if content:
         raise ValueError(f"grid {grid}: unknown {', '.join(content)}")
     data = read(paths)
-    if data.weights is None and any(parameters.get("weighted") for _, parameters in methods):
+    runs = []
+    for entry in methods:
+        own = entry.pop("seeds", seeds)
+        own = own if n_seeds is None else range(n_seeds)
+        runs += [Run(*cell, seed) for cell in cells([entry]) for seed in own]
+    if data.weights is None and any(run.parameters.get("weighted") for run in runs):
         raise ValueError(f"grid {grid} has methods weighted by frequency: it needs a list of frequencies")
-    seeds = seeds if n_seeds is None else range(n_seeds)
-    runs = [Run(method, parameters, seed) for method, parameters in methods for seed in seeds]
     n, d = data.vectors.shape
     provenance = {"rows": n, "columns": d, "frequencies": data.weights is not None}
     specification = partial(_specification, dataset, data.sha256)

@@ -29,6 +29,7 @@ ratio = [4, 8]
 [[method]]
 name = "itq"
 n_bits = 5
+seeds = [0]
 
 [[method]]
 name = "iiq"
@@ -106,6 +107,7 @@ def test_a_run_is_what_the_estimator_gives(folder, records):
 
 
 def test_seeds_reach_the_methods(records):
+    assert "itq_n_bits=5_seed=0" in records and "itq_n_bits=5_seed=1" not in records
     errors = {records[f"product_ratio=4_seed={seed}"]["metrics"]["relative_error"] for seed in (0, 1)}
     assert len(errors) == 2
 
