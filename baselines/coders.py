@@ -108,6 +108,11 @@ class Coder(ABC):
         self.backward(error / error.dtype.type(len(x)))
         return float(np.square(error, dtype=np.float64).sum()) / (2 * len(x))
 
+    def _sums(self, codes: Integers) -> ProductTable:
+        """Store sums of codebook rows as what the table has, means, of M times those."""
+        books = self.books * self.books.dtype.type(self.n_groups)
+        return ProductTable.from_codes(codes, books, additive=True)
+
     def squared_error(self, weights: Array) -> float:
         """Weighted squared error of the hard table, by matrix products: many times faster than look-ups."""
         total = 0.0
@@ -194,9 +199,8 @@ class GumbelCoder(Coder):
         return self._hard(self.scores(x)) @ self.params["codebooks"]
 
     def table(self, codes: Integers) -> ProductTable:
-        """Codes and codebooks, the mean of M times whose rows is their sum."""
-        books = self.books * self.books.dtype.type(self.n_groups)
-        return ProductTable.from_codes(codes, books, additive=True)
+        """Codes and codebooks."""
+        return self._sums(codes)
 
     def inputs(self, codes: Integers) -> Any:
         """Codes as zeros and ones."""
@@ -205,6 +209,9 @@ class GumbelCoder(Coder):
 
 class KDCoder(Coder):
     """KD codes in linear form: linear logits, the codes' embeddings, their mean, a linear map.
+
+    The mean of M times the codebooks is their sum. It is trained on as a sum, or the learning rate of the
+    codebooks would count a share of 1 / M.
 
     Parameters
     ----------
@@ -220,21 +227,21 @@ class KDCoder(Coder):
         """Rows decoded from codes, (b, d) -> (b, d)."""
         logits = self.scores(x)
         soft = self.kernels.softmax(self._grouped(logits), self.temperature)
-        hard = self._hard(logits) / logits.dtype.type(self.n_groups)
-        mean = hard @ self.params["codebooks"]
-        self._tape = x, soft, hard, mean
-        return mean @ self.params["basis"] if "basis" in self.params else mean
+        hard = self._hard(logits)
+        total = hard @ self.params["codebooks"]
+        self._tape = x, soft, hard, total
+        return total @ self.params["basis"] if "basis" in self.params else total
 
     def backward(self, d_output: Array) -> None:
         """Fill `grads`: codebooks and basis through the hard codes, logits through the softmax."""
-        x, soft, hard, mean = self._tape
+        x, soft, hard, total = self._tape
         self.grads = {}
-        d_mean = d_output
+        d_total = d_output
         if "basis" in self.params:
-            self.grads["basis"] = mean.T @ d_output
-            d_mean = d_output @ self.params["basis"].T
-        self.grads["codebooks"] = hard.T @ d_mean
-        d_soft = self._grouped(d_mean @ self.params["codebooks"].T) / d_mean.dtype.type(self.n_groups)
+            self.grads["basis"] = total.T @ d_output
+            d_total = d_output @ self.params["basis"].T
+        self.grads["codebooks"] = hard.T @ d_total
+        d_soft = self._grouped(d_total @ self.params["codebooks"].T)
         d_logits = self.kernels.softmax_backward(d_soft, soft, self.temperature).reshape(hard.shape)
         self.grads["logits"] = x.T @ d_logits
         self.grads["logits_bias"] = d_logits.sum(axis=0)
@@ -245,13 +252,13 @@ class KDCoder(Coder):
 
     def table(self, codes: Integers) -> Compressed:
         """Codes and their embeddings, and the map if there is one."""
-        mean = ProductTable.from_codes(codes, self.books, additive=True)
-        return FactoredTable(mean, self.params["basis"]) if "basis" in self.params else mean
+        total = self._sums(codes)
+        return FactoredTable(total, self.params["basis"]) if "basis" in self.params else total
 
     def inputs(self, codes: Integers) -> Any:
-        """Codes as zeros and 1 / M, or the mean embeddings where a basis follows."""
-        share = one_hot(codes, self.books.shape[1]) / self.n_groups
-        return share @ self.params["codebooks"] if "basis" in self.params else share
+        """Codes as zeros and ones, or the sums of embeddings where a map follows."""
+        hard = one_hot(codes, self.books.shape[1])
+        return hard @ self.params["codebooks"] if "basis" in self.params else hard
 
 
 def gumbel(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -55,7 +55,7 @@ def loss_of(kind, p, x, exponentials):
         logits = (x @ p["logits"] + p["logits_bias"]).reshape(-1, M, K)
         soft = torch.softmax(logits / TAU, dim=2)
         hard = torch.nn.functional.one_hot(logits.argmax(dim=2), K)
-        weights = (hard + soft - soft.detach()) / M
+        weights = hard + soft - soft.detach()
     output = torch.einsum("bmk,mkw->bw", weights, p["codebooks"].reshape(M, K, -1))
     output = output @ p["basis"] if "basis" in p else output
     return ((x - output) ** 2).sum(dim=1).mean() / 2
