@@ -11,11 +11,11 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle clean
+.PHONY: help figures test test-slow check format oracle oracle-slow clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 figures: $(VENV)/installed  ## run the main comparison and draw it; PROFILE=quick for a short run
 	$(VENV)/bin/dpq-ref compare --profile $(PROFILE) --output figures/results/main
@@ -36,7 +36,10 @@ format: $(VENV)/installed  ## format the code and mend what lint can mend
 	$(RUN) ruff check --fix .
 
 oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an environment of its own
-	$(ORACLE)/bin/python -m pytest -m oracle
+	$(ORACLE)/bin/python -m pytest -m 'oracle and not slow'
+
+oracle-slow: $(ORACLE)/installed  ## the same on large tables, which takes an hour; prints the ratios
+	$(ORACLE)/bin/python -m pytest -s -m 'oracle and slow'
 
 clean:  ## remove the environments, builds and caches; results stay
 	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
