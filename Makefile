@@ -38,7 +38,7 @@ format: $(VENV)/installed  ## format the code and mend what lint can mend
 oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an environment of its own
 	$(ORACLE)/bin/python -m pytest -m 'oracle and not slow'
 
-oracle-slow: $(ORACLE)/installed  ## the same on large tables, which takes an hour; prints the ratios
+oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios
 	$(ORACLE)/bin/python -m pytest -s -m 'oracle and slow'
 
 clean:  ## remove the environments, builds and caches; results stay
