@@ -100,7 +100,7 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
         largest = max(X.max(), -X.min())
         if largest > np.finfo(np.float32).max:
             raise ValueError(
-                f"X has an entry of magnitude {largest:g}; float32, which is stored, ends at 3.4e38"
+                f"X has an entry of magnitude {largest:g}, beyond the range of float32, which is stored"
             )
         return X
 

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.product import BYTE, expected_error
 from dpq_ref import backend, checks
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
@@ -216,8 +217,8 @@ class DPQReconstruction(LearnedCodes):
     n_codes : int, optional
         K, from 2 to 65,536.
     bits, ratio : int, float, optional
-        A budget in place of either or both. K is then the largest power of two up to 256 and n whose
-        codebooks take no more than a quarter of it.
+        A budget in place of either or both: of the divisors of d and the powers of two up to 256 and n those
+        of least expected error, as for product quantization.
     method : {"vq", "sx"}
     shared : bool
         One codebook for all groups.
@@ -335,12 +336,14 @@ class DPQReconstruction(LearnedCodes):
 
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         divisors = [k for k in range(1, d + 1) if d % k == 0]
-        for n_groups in divisors if self.n_groups is None else [self.n_groups]:
-            n_codes = self.n_codes or 2
-            each = 32 * (d // n_groups if self.shared else d)  # bits of one code's values
-            while self.n_codes is None and 2 * n_codes <= min(256, n) and 4 * each * 2 * n_codes <= budget:
-                n_codes *= 2
-            yield {"n_groups": n_groups, "n_codes": n_codes}
+        powers = [1 << b for b in range(1, BYTE + 1) if b == 1 or 1 << b <= n]
+        sizes = [
+            {"n_groups": n_groups, "n_codes": n_codes}
+            for n_groups in (divisors if self.n_groups is None else [self.n_groups])
+            for n_codes in (powers if self.n_codes is None else [self.n_codes])
+        ]
+        within = [size for size in sizes if self._bits(n, d, **size) <= budget]
+        return [min(within, key=lambda size: expected_error(d, **size))] if within else sizes
 
     def _bits(self, n: int, d: int, *, n_groups: int, n_codes: int) -> int:
         width = checks.group_width(d, n_groups)

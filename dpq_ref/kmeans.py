@@ -1,4 +1,8 @@
-"""k-means in all groups at once: k-means++ seeding (Arthur, Vassilvitskii, 2007), then Lloyd's iterations.
+"""K-means in all groups at once: k-means++ seeding (Arthur, Vassilvitskii, 2007), then Lloyd's iterations.
+
+In many dimensions all points are about equally far from each other, and nearer to the mean of all: centroids
+that start as points draw no others to them. There, seeding and the first iterations take place in the
+principal directions.
 
 The k-means of product quantization (Jegou, Douze, Schmid, 2011, section II-B) and of codebooks that start
 from data. Points are (n, D, s); each of the D groups has centroids of its own.
@@ -9,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpq_ref.kernels.reference import BLOCK, Array
+from dpq_ref.kernels.reference import BLOCK, Array, Integers
+
+WIDE = 32  # directions that seeding uses at most
+FIRST = 10  # iterations in these
 
 
 class KMeans:
@@ -42,6 +49,8 @@ class KMeans:
     [0.5, 10.5]
     """
 
+    codes: Integers
+
     def __init__(self, n_codes: int, *, kernels: Any, rng: np.random.Generator, max_iter: int = 25):
         self.n_codes, self.kernels, self.rng, self.max_iter = n_codes, kernels, rng, max_iter
 
@@ -54,7 +63,8 @@ class KMeans:
         weights : (n,), optional
             At least 0, not all 0.
         start : (D, K, s), optional
-            Centroids to start from; k-means++ otherwise.
+            Centroids to start from; k-means++ otherwise, and where points are wider than 32, that in the
+            first 32 principal directions and ten iterations there.
 
         Raises
         ------
@@ -68,7 +78,15 @@ class KMeans:
                 "lower n_codes or give more rows"
             )
         weights = np.ones(n) if weights is None else weights.astype(np.float64)
-        self.centroids = self._seed(points, weights) if start is None else start.astype(points.dtype)
+        if start is not None:
+            self.centroids = start.astype(points.dtype)
+        elif points.shape[2] > WIDE:
+            narrow = KMeans(self.n_codes, kernels=self.kernels, rng=self.rng, max_iter=FIRST)
+            self.codes = narrow.fit(principal(points, weights, WIDE), weights).codes
+            self.centroids = points[: self.n_codes].swapaxes(0, 1).copy()
+            self._move_to_means(points, weights)
+        else:
+            self.centroids = self._seed(points, weights)
         distances = self._assign(points)
         self.objective: list[Array] = []
         for _ in range(self.max_iter):
@@ -146,3 +164,25 @@ class KMeans:
             self.centroids[j, codes] = points[worst, j]
             moved |= len(worst) > 0
         return moved
+
+
+def principal(points: Array, weights: Array, width: int) -> Array:
+    """Coordinates of points in the first principal directions of each group, (n, D, s) -> (n, D, width)."""
+    from scipy import linalg
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    n, D, s = points.shape
+    q = weights / weights.sum()
+    out = np.empty((n, D, width), points.dtype)
+    step = max(1, BLOCK // s)
+    for j in range(D):
+        group = points[:, j]
+        mean, covariance = np.einsum("i,ij->j", q, group), np.zeros((s, s))
+        with threadpool_limits(1, "blas"):
+            for i in range(0, n, step):
+                centred = np.sqrt(q[i : i + step, None]) * (group[i : i + step] - mean)
+                covariance += centred.T @ centred
+            directions = linalg.eigh(covariance, subset_by_index=(s - width, s - 1))[1]
+            for i in range(0, n, step):
+                out[i : i + step, j] = (group[i : i + step] - mean) @ directions
+    return out

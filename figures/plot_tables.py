@@ -19,7 +19,7 @@ import numpy as np
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS, Metric
 from figures.plot import pareto
-from figures.style import RC, read_records, save_figure, style_of, to_csv
+from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
 
 Row = dict[str, Any]
 
@@ -33,8 +33,9 @@ PANELS = (
     "fit_seconds",
     "lookup_microseconds",
 )
+COSTS = ("fit_seconds", "lookup_microseconds")  # without a front
+LEAST_ERROR = 1e-5  # that is drawn: half precision is far below
 LOGARITHMIC = ("relative_error", "weighted_relative_error", "fit_seconds", "lookup_microseconds")
-MARGIN = 1.05  # of an axis beyond its least and greatest cell
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Cell:
 
     @property
     def budget(self) -> float:
-        """Ratio that was asked for, or else the one that there is."""
-        return float(self.parameters.get("ratio", self.ratio))
+        """Ratio or bits an entry that were asked for, or else the ratio that there is."""
+        return float(self.parameters.get("ratio", self.parameters.get("n_bits", self.ratio)))
 
     @property
     def text(self) -> str:
@@ -153,7 +154,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     written = [folder / "results.csv", folder / "table.txt"]
     rows = [row for record in records for row in rows_of(record)]
     write_atomically(written[0], to_csv(rows, rows[0]).encode())
-    console = Console(file=io.StringIO(), width=190, record=True)
+    console = Console(file=io.StringIO(), width=240, record=True)
     for table in tables_of(main):
         console.print(table)
     write_atomically(written[1], console.export_text().encode())
@@ -217,8 +218,8 @@ def tables_of(cells: list[Cell]) -> list[Any]:
             table.add_column(header, no_wrap=True)
         present = {k: v for k, v in columns.items() if any(k in cell.values for cell in cells)}
         for header in ("ratio", *present.values()):
-            table.add_column(header, justify="right")
-        table.add_column("bits by part")
+            table.add_column(header, justify="right", no_wrap=True)
+        table.add_column("bits by part", no_wrap=True)
         for cell in sorted(budgets[budget], key=lambda c: c.values["relative_error"][0]):
             name = style_of(cell.method)[0] + (", by frequency" if cell.weighted else "")
             numbers = [f"{cell.values[k][0]:.3g}" if k in cell.values else "" for k in present]
@@ -239,11 +240,14 @@ def _comparison(stem: Path, cells: list[Cell], title: str) -> list[Path]:
     figure, panels = pyplot.subplots(height, columns, figsize=(11, 2.7 * height), squeeze=False)
     table: list[Row] = []
     handles: dict[str, Any] = {}
+    registered = sorted({cell.method for cell in cells} - set(STYLES))
     for axes, metric in zip(panels.ravel(), metrics, strict=False):
         there = shown(cells, metric.name)
         front = pareto([_Point(c.ratio, c.values[metric.name][0], c) for c in there], metric.better)
-        axes.plot([p.ratio for p in front], [p.mean for p in front], color="0.6", lw=6, alpha=0.35, zorder=0)
-        for method in dict.fromkeys(cell.method for cell in there):
+        if metric.name not in COSTS:
+            at, means = [p.ratio for p in front], [p.mean for p in front]
+            axes.plot(at, means, color="0.6", lw=6, alpha=0.35, zorder=0)
+        for method in sorted({cell.method for cell in there}, key=[*STYLES, *registered].index):
             mine = [cell for cell in there if cell.method == method]
             label, colour, marker = style_of(method)
             line = best_of_each_budget(mine, metric)
@@ -286,7 +290,10 @@ def _comparison(stem: Path, cells: list[Cell], title: str) -> list[Path]:
     figure.suptitle(title, y=1.0, fontsize=10)
     figure.tight_layout()
     figure.supxlabel("compression ratio (32 bits an entry over the bits stored)", fontsize=9, y=0.0)
-    figure.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=5)
+    order = sorted(handles, key=[style_of(m)[0] for m in [*STYLES, *registered]].index)
+    figure.legend(
+        [handles[k] for k in order], order, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=5
+    )
     return save_figure(figure, stem, table)
 
 
@@ -304,6 +311,8 @@ def _axes(axes: Any, metric: Metric) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     if metric.name in LOGARITHMIC:
         axes.set_yscale("log")
+    if metric.name.endswith("relative_error"):
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST_ERROR))
     axes.set_title(f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}", fontsize=8.5)
     arrow = "↑" if metric.better == "higher" else "↓"
     axes.set_ylabel(f"{arrow} better", fontsize=7, color="0.4", labelpad=1)

@@ -119,9 +119,9 @@ def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> 
     Parameters
     ----------
     grid : path-like
-        TOML with `dataset`, `seeds`, and a [[method]] for each, with its parameters; `weighted = true` fits
-        by frequency; `figure = "name"` draws its runs apart from the comparison, in a figure of their own;
-        `seeds` of a method take the place of the grid's.
+        TOML with `seeds`, maybe a name as `dataset` (by default that of the file), and a [[method]] for each,
+        with its parameters; `weighted = true` fits by frequency; `figure = "name"` draws its runs apart from
+        the comparison, in a figure of their own; `seeds` of a method take the place of the grid's.
     paths : Paths
     n_seeds : int, optional
         Seeds from 0 on in place of the grid's.
@@ -134,7 +134,7 @@ def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> 
     content = tomllib.loads(Path(grid).read_text(encoding="utf8"))
     methods = content.pop("method", [])
     try:
-        dataset, seeds = content.pop("dataset"), content.pop("seeds")
+        dataset, seeds = content.pop("dataset", Path(paths.table).stem), content.pop("seeds")
     except KeyError as error:
         raise ValueError(f"grid {grid}: no {error}") from error
     if content:

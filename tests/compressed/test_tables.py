@@ -460,8 +460,9 @@ def test_a_file_with_any_byte_altered(tmp_path, make):
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = np.random.default_rng(0)
-    changes = [(i, x) for i in range(header) for x in (1, 2, 15, 32, 255)]
-    changes += [(i, int(rng.integers(1, 256))) for i in rng.integers(header, len(content), 200)]
+    step = 1 if make is product else 11  # the header is made by the same code for all
+    changes = [(i, x) for i in range(0, header, step) for x in (1, 2, 15, 32, 255)]
+    changes += [(i, int(rng.integers(1, 256))) for i in rng.integers(header, len(content), 50)]
     for i, x in changes:
         altered = bytearray(content)
         altered[i] ^= x

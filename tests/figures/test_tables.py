@@ -191,7 +191,7 @@ def test_what_is_missing_is_named(folder, tmp_path):
     assert result.exit_code == 1 and "no similarity sets" in result.output
     assert not out.exists()
     for text, message in (
-        ("seeds = [0]", "dataset"),
+        ("dataset = 'x'", "seeds"),
         ("dataset = 'x'\nseeds = [0]\nother = 1", "unknown other"),
     ):
         (tmp_path / "grid.toml").write_text(text)
