@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import KMeans as SklearnKMeans
 
 from dpq_ref import backend
-from dpq_ref.kmeans import KMeans
+from dpq_ref.kmeans import KMeans, principal
 
 BACKENDS = ["numpy", "numba"]
 
@@ -175,6 +175,58 @@ def test_backends_agree():
     points = normal(400, 3, 4)
     a, b = fit(points, 16, name="numpy"), fit(points, 16, name="numba")
     np.testing.assert_allclose(np.sum(a.objective[-1]), np.sum(b.objective[-1]), rtol=0.02)
+
+
+# --- Points wider than the directions that seeding uses ---------------------------------------------------
+
+
+def test_wide_points_start_better_than_at_points():
+    points = normal(1000, 1, 100)  # all about equally far from each other
+    ours = [fit(points, 64, seed=seed).objective[-1][0] for seed in range(3)]
+    theirs = [
+        SklearnKMeans(64, n_init=1, max_iter=25, random_state=seed).fit(points[:, 0]).inertia_
+        for seed in range(3)
+    ]
+    assert max(ours) < 0.995 * min(theirs)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_wide_planted_centroids_are_found_bit_by_bit(name):
+    planted = normal(2, 16, 40)
+    codes = np.random.default_rng(1).integers(0, 16, (300, 2))
+    points = planted[np.arange(2), codes]
+    kmeans = fit(points, 16, name=name)
+    np.testing.assert_array_equal(kmeans.centroids[np.arange(2), kmeans.codes], points)
+
+
+@pytest.mark.parametrize("n_points", [12, 40])
+def test_wide_points_in_few_directions_or_places(n_points):
+    flat = normal(n_points, 2, 3) @ normal(3, 50)
+    assert fit(flat, n_points).objective[-1].max() == 0
+    repeated = np.repeat(flat, 3, axis=0)
+    assert fit(repeated, n_points + 5).objective[-1].max() == 0
+    assert np.isfinite(fit(np.ones((n_points, 1, 50), np.float32), 4).centroids).all()
+
+
+def test_wide_points_without_weight_have_no_say():
+    points, weights = normal(300, 2, 40), np.r_[np.ones(200), np.zeros(100)]
+    weighted, alone = fit(points, 8, weights=weights), fit(points[:200], 8)
+    np.testing.assert_allclose(weighted.centroids, alone.centroids, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_principal_directions(weighted):
+    points = normal(200, 2, 40, dtype=np.float64) + 5
+    weights = np.random.default_rng(1).integers(0, 4, 200) if weighted else np.ones(200)
+    coordinates = principal(points, weights, 10)
+    for j in range(2):
+        repeated = np.repeat(points[:, j], weights.astype(int), axis=0)
+        centred = points[:, j] - repeated.mean(axis=0)
+        _, values, vectors = np.linalg.svd(repeated - repeated.mean(axis=0))
+        expected = centred @ vectors[:10][::-1].T  # rising, signs free
+        np.testing.assert_allclose(np.abs(coordinates[:, j]), np.abs(expected), atol=1e-8)
+        spread = (weights[:, None] * coordinates[:, j] ** 2).sum(axis=0)
+        np.testing.assert_allclose(spread, values[:10][::-1] ** 2, rtol=1e-8)
 
 
 def test_fewer_points_than_codes():
