@@ -328,7 +328,7 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
             text = " ".join(f"{k}={v}" for k, v in sorted(rest.items()))
             groups[run["method"], text, run["parameters"]["n_groups"]].append(record)
     panels = sorted({key[2] for key in groups})
-    figure, axes = pyplot.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(7.5, 2.8))
+    figure, axes = pyplot.subplots(1, len(panels), squeeze=False, figsize=(7.5, 2.8))
     table: list[Row] = []
     for (method, text, D), mine in groups.items():
         label, colour, marker = style_of(method)
@@ -356,11 +356,20 @@ def _usage(folder: Path, records: list[dict[str, Any]]) -> list[Path]:
             for i, (p, u) in enumerate(zip(perplexity.round(4), used.round(4), strict=True))
         ]
     for D, panel in zip(panels, axes[0], strict=True):
-        K = max(r["specification"]["parameters"]["n_codes"] for key, mine in groups.items() for r in mine)
+        K = max(
+            r["specification"]["parameters"]["n_codes"]
+            for (*_, groups_of), mine in groups.items()
+            if groups_of == D
+            for r in mine
+        )
         panel.axhline(K, color="black", lw=0.8, ls="--")
         panel.set_title(f"D = {D}, K = {K}")
         panel.set_ylim(0, K * 1.08)
     axes[0, 0].set_ylabel(f"{METRICS['code_perplexity'].label}\n(K: all equally often)")
     axes[0, len(panels) // 2].set_xlabel("groups, by rising perplexity (share of D)")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    handles: dict[str, Any] = {}
+    for panel in axes[0]:
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, line)
+    axes[0, -1].legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return save_figure(figure, folder / "code_usage", table)
