@@ -11,18 +11,15 @@ stars of some IMDB files, would be read as text: take it out first.
 from __future__ import annotations
 
 import csv
-import gzip
-import hashlib
 import io
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dpq_ref.datasets.files import read_text, sha256
 from dpq_ref.datasets.text import TextDataset, build_dataset
 
 __all__ = ["load_folder"]
@@ -101,7 +98,7 @@ def load_folder(
         min_count=min_count,
         label_names=names,
         provenance={
-            "sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (train_file, test_file)},
+            "sha256": {f.name: sha256(f) for f in (train_file, test_file)},
             "min_count": min_count,
             "validation_fraction": validation_fraction,
             "seed": seed,
@@ -136,25 +133,12 @@ def _classes(folder: Path, labels: set[str]) -> tuple[list[str], list[str]]:
     file = folder / "classes.txt"
     if not file.exists():
         return ordered, ordered
-    names = [line.strip() for line in _read(file).rstrip().split("\n")]
+    names = [line.strip() for line in read_text(file).rstrip().split("\n")]
     if set(names) == labels:
         ordered = names
     if len(names) != len(ordered):
         raise ValueError(f"{file}: {len(names)} names for {len(ordered)} labels ({', '.join(ordered[:20])})")
     return ordered, names
-
-
-def _read(file: Path) -> str:
-    """Return the whole text of a file; line ends stay as they are."""
-    content = file.read_bytes()
-    try:
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-        elif file.suffix == ".xz":
-            content = lzma.decompress(content)
-        return content.decode("utf-8-sig")
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{file}: damaged or not UTF-8: {error}") from error
 
 
 def _rows(file: Path) -> list[tuple[int, str, str]]:
@@ -172,7 +156,7 @@ def _rows(file: Path) -> list[tuple[int, str, str]]:
 
 
 def _tsv_rows(file: Path) -> Iterator[tuple]:
-    lines = _read(file).split("\n")  # not splitlines(): U+2028, U+0085 and others come inside texts
+    lines = read_text(file).split("\n")  # not splitlines(): U+2028, U+0085 and others come inside texts
     if lines[-1] == "":
         lines.pop()
     for line, row in enumerate(lines, 1):
@@ -180,7 +164,7 @@ def _tsv_rows(file: Path) -> Iterator[tuple]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple]:
-    content = _read(file)
+    content = read_text(file)
     line_break = re.compile(r"\\n?" if 2 * content.count(r"\n") > content.count("\\") else r"\\")
     reader = csv.reader(io.StringIO(content, newline="\n"), strict=True)
     limit = csv.field_size_limit(len(content) + 1)  # the module stops at 131,072 characters otherwise

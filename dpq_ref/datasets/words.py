@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import checks
-from dpq_ref.datasets.folder import _read
+from dpq_ref.datasets.files import read_text
 
 __all__ = [
     "Analogy",
@@ -201,7 +201,7 @@ def _lines(path: PathLike) -> Iterator[tuple[str, str]]:
     """Yield (file and line number, line without its end) of all lines that are not blank."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
-    for number, line in enumerate(_read(Path(path)).split("\n"), 1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", line.removesuffix("\r")
 
