@@ -1,16 +1,28 @@
-"""Text classification data, all in one shape: a built-in corpus, and folders of csv or tsv files."""
+"""Data, one shape for each task: text classification and language modelling, built in or from folders."""
 
 import os
 
 from dpq_ref.datasets.builtin import load_builtin
 from dpq_ref.datasets.folder import load_folder
+from dpq_ref.datasets.language import LanguageDataset, load_builtin_language, load_language, unroll
 from dpq_ref.datasets.text import Documents, TextDataset, tokenize
 
-__all__ = ["Documents", "TextDataset", "load", "load_builtin", "load_folder", "tokenize"]
+__all__ = [
+    "Documents",
+    "LanguageDataset",
+    "TextDataset",
+    "load",
+    "load_builtin",
+    "load_builtin_language",
+    "load_folder",
+    "load_language",
+    "tokenize",
+    "unroll",
+]
 
 
 def load(name_or_path: str | os.PathLike[str]) -> TextDataset:
-    """Load a data set with default settings.
+    """Load a text classification set with default settings.
 
     Parameters
     ----------

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from dpq_ref.datasets.documents import Documents
 
-__all__ = ["PAD", "SPLITS", "UNK", "Documents", "TextDataset", "build_dataset", "subset", "tokenize"]
+__all__ = [
+    "PAD",
+    "SPLITS",
+    "UNK",
+    "Documents",
+    "TextDataset",
+    "build_dataset",
+    "digest",
+    "subset",
+    "tokenize",
+]
 
 PAD, UNK = "<pad>", "<unk>"
 SPLITS = ("train", "validation", "test")
@@ -90,7 +100,8 @@ class TextDataset:
 
     def __post_init__(self) -> None:
         """Compute the digest."""
-        object.__setattr__(self, "sha256", _digest(self))
+        arrays = [getattr(self.split(s), a) for s in SPLITS for a in ("tokens", "offsets", "labels")]
+        object.__setattr__(self, "sha256", digest([self.vocabulary, self.label_names], arrays))
 
     def split(self, name: str) -> Documents:
         """Return the split called `name`.
@@ -258,13 +269,26 @@ def _with_vocabulary(
     )
 
 
-def _digest(dataset: TextDataset) -> str:
-    digest = hashlib.sha256()
-    arrays = [getattr(dataset.split(s), a) for s in SPLITS for a in ("tokens", "offsets", "labels")]
+def digest(lists: Sequence[Sequence[str]], arrays: Sequence[NDArray]) -> str:
+    """Hex digest of the data of a set, the same on every machine.
+
+    Parameters
+    ----------
+    lists : sequence of sequences of str
+        Vocabularies and the like.
+    arrays : sequence of arrays
+        Ids, offsets and labels.
+
+    Returns
+    -------
+    str
+        SHA-256 of the lists as JSON and of the little-endian bytes of each array, with their lengths.
+    """
+    hashed = hashlib.sha256()
     # JSON keeps the borders between strings, and is ASCII even for half a surrogate pair.
-    parts = [json.dumps([dataset.vocabulary, dataset.label_names]).encode("ascii")]
+    parts = [json.dumps(lists).encode("ascii")]
     parts += [a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays]
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return hashed.hexdigest()
