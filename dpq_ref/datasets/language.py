@@ -152,8 +152,8 @@ def unroll(ids: ArrayLike, batch_size: int, n_steps: int) -> tuple[NDArray[np.in
     Returns
     -------
     inputs, targets : arrays of shape (n_batches, batch_size, n_steps)
-        ``targets`` is the word after each of ``inputs``. There are ``(n_tokens // batch_size - 1) // n_steps``
-        batches. Both are views of `ids`: nothing is copied.
+        ``targets`` is the word after each of ``inputs``; ``n_batches`` is
+        ``(n_tokens // batch_size - 1) // n_steps``. Both are views of `ids`: nothing is copied.
 
     Raises
     ------
