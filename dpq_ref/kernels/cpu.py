@@ -37,6 +37,7 @@ ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the
 TILE = 256  # rows of a matrix product
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
+LANES = 32  # partial sums of a long row
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 _serial: Any = njit(cache=True, nogil=True, error_model="numpy")
@@ -817,6 +818,142 @@ def _hamming(words, others, out):
                 x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                 count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
             out[i, j] = count
+
+
+# --- Recurrence and loss --------------------------------------------------------------------------------
+
+
+@_serial
+def _sigmoid(x):
+    e = _exp(-abs(x))
+    return (1.0 if x >= 0 else e) / (1 + e)
+
+
+@_serial
+def _tanh(x):
+    """tanh(x), absolute error 1e-14."""
+    e = _exp(-2 * abs(x))
+    t = (1 - e) / (1 + e)
+    return t if x >= 0 else -t
+
+
+def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
+    """As `reference.lstm_cell`; on one thread, for a step is too small to share."""
+    b, h = cell.shape
+    _check_shape("gates", gates, b, 4 * h)
+    activations, new, hidden = (np.empty((b, w), gates.dtype) for w in (4 * h, h, h))
+    _lstm_cell(*_inputs(gates.dtype, gates, cell), activations, new, hidden)
+    return activations, new, hidden
+
+
+@_serial
+def _lstm_cell(gates, cell, activations, new, hidden):
+    b, h = cell.shape
+    for n in range(b):
+        for k in range(2 * h):
+            activations[n, k] = _sigmoid(np.float64(gates[n, k]))
+        for k in range(2 * h, 3 * h):
+            activations[n, k] = _tanh(np.float64(gates[n, k]))
+        for k in range(3 * h, 4 * h):
+            activations[n, k] = _sigmoid(np.float64(gates[n, k]))
+        for k in range(h):
+            new[n, k] = activations[n, h + k] * cell[n, k] + activations[n, k] * activations[n, 2 * h + k]
+        for k in range(h):
+            hidden[n, k] = activations[n, 3 * h + k] * _tanh(np.float64(new[n, k]))
+
+
+def lstm_cell_backward(
+    d_hidden: Array, d_cell: Array, activations: Array, cell: Array, new: Array
+) -> tuple[Array, Array]:
+    """As `reference.lstm_cell_backward`."""
+    b, h = cell.shape
+    _check_shape("activations", activations, b, 4 * h)
+    for name, array in (("d_hidden", d_hidden), ("d_cell", d_cell), ("new", new)):
+        _check_shape(name, array, b, h)
+    d_gates, d_before = np.empty((b, 4 * h), cell.dtype), np.empty((b, h), cell.dtype)
+    _lstm_cell_backward(*_inputs(cell.dtype, d_hidden, d_cell, activations, cell, new), d_gates, d_before)
+    return d_gates, d_before
+
+
+@_serial
+def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
+    b, h = cell.shape
+    one = cell.dtype.type(1)
+    for n in range(b):
+        for k in range(h):
+            d_before[n, k] = _tanh(np.float64(new[n, k]))
+        for k in range(h):
+            i, f = activations[n, k], activations[n, h + k]
+            g, o, t = activations[n, 2 * h + k], activations[n, 3 * h + k], d_before[n, k]
+            e = d_cell[n, k] + d_hidden[n, k] * o * (one - t * t)
+            d_gates[n, k] = e * g * i * (one - i)
+            d_gates[n, h + k] = e * cell[n, k] * f * (one - f)
+            d_gates[n, 2 * h + k] = e * i * (one - g * g)
+            d_gates[n, 3 * h + k] = d_hidden[n, k] * t * o * (one - o)
+            d_before[n, k] = e * f
+
+
+def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: float) -> tuple[Array, Array]:
+    """As `reference.cross_entropy`, row by row: a row stays in the cache from its maximum on."""
+    b, C = logits.shape
+    _check_shape("labels", labels, b)
+    _check_shape("weights", weights, b)
+    check_range("labels", labels, C)
+    losses, d_logits = np.empty(b, logits.dtype), np.empty((b, C), logits.dtype)
+    hit, rest = scalar_like(logits, 1 - smoothing), scalar_like(logits, smoothing / C if C else 0)
+    inputs = _inputs(np.int64, labels) + _inputs(logits.dtype, weights)
+    _cross_entropy(*_inputs(logits.dtype, logits), *inputs, hit, rest, losses, d_logits)
+    return losses, d_logits
+
+
+@_serial
+def _sum(x):
+    """Sum in LANES partial sums, which LLVM keeps in vector registers."""
+    lanes = np.zeros(LANES)
+    whole = x.size - x.size % LANES
+    for start in range(0, whole, LANES):
+        for c in range(LANES):
+            lanes[c] += x[start + c]
+    total = 0.0
+    for c in range(LANES):
+        total += lanes[c]
+    for k in range(whole, x.size):
+        total += x[k]
+    return total
+
+
+@_serial
+def _max(x):
+    """Largest entry, or NaN if there is one, as `numpy.max`."""
+    lanes = np.full(LANES, -np.inf, x.dtype)
+    whole = x.size - x.size % LANES
+    for start in range(0, whole, LANES):
+        for c in range(LANES):
+            lanes[c] = lanes[c] if not x[start + c] > lanes[c] else x[start + c]
+    largest = lanes[0]
+    for c in range(LANES):
+        largest = max(largest, lanes[c])
+    for k in range(whole, x.size):
+        largest = max(largest, x[k])
+    return largest
+
+
+@_parallel
+def _cross_entropy(logits, labels, weights, hit, rest, losses, d_logits):
+    b, C = logits.shape
+    for i in prange(b):
+        largest = _max(logits[i])
+        for k in range(C):
+            d_logits[i, k] = _exp(np.float64(logits[i, k] - largest))
+        total = _sum(d_logits[i])
+        loss = np.log(total) - hit * (logits[i, labels[i]] - largest)
+        if rest > 0:
+            loss -= rest * (_sum(logits[i]) - C * np.float64(largest))
+        losses[i] = loss
+        scale, shift = logits.dtype.type(weights[i] / total), rest * weights[i]
+        for k in range(C):
+            d_logits[i, k] = d_logits[i, k] * scale - shift
+        d_logits[i, labels[i]] -= hit * weights[i]
 
 
 # --- Pooling and the optimizer --------------------------------------------------------------------------

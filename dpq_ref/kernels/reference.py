@@ -579,6 +579,106 @@ def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
     return out
 
 
+# --- Recurrence and loss ------------------------------------------------------------------------------------
+
+
+def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
+    """One step of a long short-term memory, from its affine map on (Zaremba et al. 2014, without peepholes).
+
+    i, f, o = sigmoid(gates), g = tanh(gates); c' = f c + i g; h = o tanh(c')
+
+    Parameters
+    ----------
+    gates : (b, 4h)
+        W x + U h + bias, in the order input i, forget f, candidate g, output o.
+    cell : (b, h)
+        c, of the step before.
+
+    Returns
+    -------
+    activations : (b, 4h)
+        i, f, g, o.
+    cell : (b, h)
+        c'.
+    hidden : (b, h)
+    """
+    i, f, g, o = np.split(gates, 4, axis=1)
+    one = gates.dtype.type(1)
+    with np.errstate(over="ignore"):  # exp of a large number is infinity, and its gate 0, as it should
+        i, f, o = (one / (one + np.exp(-x)) for x in (i, f, o))
+    g = np.tanh(g)
+    new = f * cell + i * g
+    return np.concatenate([i, f, g, o], axis=1), new, o * np.tanh(new)
+
+
+def lstm_cell_backward(
+    d_hidden: Array, d_cell: Array, activations: Array, cell: Array, new: Array
+) -> tuple[Array, Array]:
+    """Gradient of `lstm_cell`.
+
+    With t = tanh(c') and e = d_c' + d_h o (1 - t^2):
+    d_gates = (e g i (1 - i), e c f (1 - f), e i (1 - g^2), d_h t o (1 - o)); d_c = e f
+
+    Parameters
+    ----------
+    d_hidden, d_cell : (b, h)
+        Gradients of h and of c'.
+    activations : (b, 4h)
+    cell, new : (b, h)
+        c and c'.
+
+    Returns
+    -------
+    d_gates : (b, 4h)
+    d_cell : (b, h)
+        Gradient of c.
+    """
+    i, f, g, o = np.split(activations, 4, axis=1)
+    one = activations.dtype.type(1)
+    t = np.tanh(new)
+    e = d_cell + d_hidden * o * (one - t * t)
+    d_gates = (
+        e * g * i * (one - i),
+        e * cell * f * (one - f),
+        e * i * (one - g * g),
+        d_hidden * t * o * (one - o),
+    )
+    return np.concatenate(d_gates, axis=1), e * f
+
+
+def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: float) -> tuple[Array, Array]:
+    """Cross-entropy of softmax(logits) with smoothed labels, and the gradient of its weighted sum.
+
+    The target is q[k] = (1 - smoothing) [k = label] + smoothing / C (Szegedy et al., CVPR 2016, section 7).
+
+    Parameters
+    ----------
+    logits : (b, C)
+    labels : (b,) integers in [0, C)
+    weights : (b,)
+    smoothing : float
+
+    Returns
+    -------
+    losses : (b,)
+        -sum_k q[k] log softmax(logits)[k], not weighted.
+    d_logits : (b, C)
+        weights (softmax(logits) - q)
+    """
+    check_range("labels", labels, logits.shape[1])
+    real, rows, C = logits.dtype.type, np.arange(len(logits)), logits.shape[1]
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    hit, rest = real(1 - smoothing), real(smoothing / C)
+    losses = np.log(total[:, 0]) - hit * shifted[rows, labels]
+    if smoothing:
+        losses -= rest * shifted.sum(axis=1)
+    d_logits = exponentials / total - rest
+    d_logits[rows, labels] -= hit
+    return losses, d_logits * weights[:, None]
+
+
 # --- Pooling and the optimizer ------------------------------------------------------------------------------
 
 

@@ -1,21 +1,27 @@
 """Layers with hand-written gradients: each backward stands right below its forward."""
 
 from dpq_ref.layers.dense import Dense, Relu
+from dpq_ref.layers.dropout import Dropout
 from dpq_ref.layers.embedding import CodeUsage, DPQEmbedding, FullEmbedding, RowSparse
-from dpq_ref.layers.loss import softmax_cross_entropy
+from dpq_ref.layers.loss import SoftmaxOutput, softmax_cross_entropy
 from dpq_ref.layers.low_rank import BlockEmbedding, LowRankEmbedding, rank_kept
 from dpq_ref.layers.norm import BatchNorm
+from dpq_ref.layers.recurrent import LSTM, BidirectionalLSTM
 
 __all__ = [
+    "LSTM",
     "BatchNorm",
+    "BidirectionalLSTM",
     "BlockEmbedding",
     "CodeUsage",
     "DPQEmbedding",
     "Dense",
+    "Dropout",
     "FullEmbedding",
     "LowRankEmbedding",
     "Relu",
     "RowSparse",
+    "SoftmaxOutput",
     "rank_kept",
     "softmax_cross_entropy",
 ]

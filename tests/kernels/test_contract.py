@@ -122,6 +122,15 @@ CONTRACT = {
         lambda d: (*(d.real(d.b, 7) for _ in range(3)), d.positive(d.b, 7), 3, 1e-2, 0.9, 0.99, 1e-8),
         nan=(0, 1, 2, 3),
     ),
+    "lstm_cell": Row(CLOSE, lambda d: (d.real(d.b, 12), d.real(d.b, 3)), nan=(0, 1)),
+    "lstm_cell_backward": Row(
+        CLOSE,
+        lambda d: (d.real(d.b, 3), d.real(d.b, 3), d.positive(d.b, 12), d.real(d.b, 3), d.real(d.b, 3)),
+        nan=(0, 1, 2, 3, 4),
+    ),
+    "cross_entropy": Row(
+        CLOSE, lambda d: (d.real(d.b, 67), d.below(67, d.b), d.positive(d.b), 0.1), nan=(0, 2)
+    ),
     # sums over ids
     "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
     "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
