@@ -1,21 +1,28 @@
-"""Data, one shape for each task: text classification and language modelling, built in or from folders."""
+"""Data, one shape for each task: text classification, language modelling, translation."""
 
 import os
 
 from dpq_ref.datasets.builtin import load_builtin
 from dpq_ref.datasets.folder import load_folder
 from dpq_ref.datasets.language import LanguageDataset, load_builtin_language, load_language, unroll
+from dpq_ref.datasets.pairs import Buckets, SentencePairs, TranslationBatch
 from dpq_ref.datasets.text import Documents, TextDataset, tokenize
+from dpq_ref.datasets.translation import TranslationDataset, load_translation
 
 __all__ = [
+    "Buckets",
     "Documents",
     "LanguageDataset",
+    "SentencePairs",
     "TextDataset",
+    "TranslationBatch",
+    "TranslationDataset",
     "load",
     "load_builtin",
     "load_builtin_language",
     "load_folder",
     "load_language",
+    "load_translation",
     "tokenize",
     "unroll",
 ]
