@@ -1,4 +1,4 @@
-"""Batch norm with scale and shift (Ioffe, Szegedy, ICML 2015)."""
+"""Batch norm (Ioffe, Szegedy, ICML 2015) and layer norm (Ba, Kiros, Hinton, 2016), with scale and shift."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from dpq_ref.kernels.reference import Array
 
 EPSILON = 1e-3
 MOMENTUM = 0.9  # at 0.99 the running statistics lag behind for the first 500 steps, all that some tasks take
+LAYER_EPSILON = 1e-6  # that of tensor2tensor, where the Transformer comes from
 
 
 class BatchNorm:
@@ -24,23 +25,23 @@ class BatchNorm:
     Attributes
     ----------
     params, grads : {"gamma": (width,), "beta": (width,)}
-    state : {"mean": (width,), "variance": (width,)}
+    buffers : {"mean": (width,), "variance": (width,)}
         Running statistics.
     """
 
     def __init__(self, width: int, *, dtype: Any = np.float32):
         self.params = {"gamma": np.ones(width, dtype), "beta": np.zeros(width, dtype)}
         self.grads: dict[str, Array] = {}
-        self.state = {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype)}
+        self.buffers = {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype)}
 
     def forward(self, x: Array, train: bool = True) -> Array:
         """Normalise (b, width)."""
         if train:
             mean, variance = x.mean(axis=0), x.var(axis=0)
             for name, new in (("mean", mean), ("variance", variance)):
-                self.state[name] += x.dtype.type(1 - MOMENTUM) * (new - self.state[name])
+                self.buffers[name] += x.dtype.type(1 - MOMENTUM) * (new - self.buffers[name])
         else:
-            mean, variance = self.state["mean"], self.state["variance"]
+            mean, variance = self.buffers["mean"], self.buffers["variance"]
         self._deviation = np.sqrt(variance + x.dtype.type(EPSILON))
         self._normalized = (x - mean) / self._deviation
         return self.params["gamma"] * self._normalized + self.params["beta"]
@@ -51,3 +52,49 @@ class BatchNorm:
         n = d_output.dtype.type(len(d_output))
         mean_d, mean_dx = self.grads["beta"] / n, self.grads["gamma"] / n
         return self.params["gamma"] * (d_output - mean_d - self._normalized * mean_dx) / self._deviation
+
+
+class LayerNorm:
+    """Layer norm over the last axis, y = gamma (x - mean) / sqrt(var + 1e-6) + beta.
+
+    Each vector by itself, its (biased) variance in two passes; training and evaluation are the same.
+
+    Parameters
+    ----------
+    width : int
+    dtype : float32 or float64
+
+    Attributes
+    ----------
+    params, grads : {"gamma": (width,), "beta": (width,)}
+
+    Examples
+    --------
+    >>> LayerNorm(2, dtype=np.float64).forward(np.array([[1.0, 3.0], [50.0, 10.0]])).round(3)
+    array([[-1.,  1.],
+           [ 1., -1.]])
+    """
+
+    def __init__(self, width: int, *, dtype: Any = np.float32):
+        self.params = {"gamma": np.ones(width, dtype), "beta": np.zeros(width, dtype)}
+        self.grads: dict[str, Array] = {}
+
+    def forward(self, x: Array, train: bool = True) -> Array:
+        """Normalise (..., width)."""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        self._deviation = np.sqrt(variance + LAYER_EPSILON)
+        self._normalized = centred / self._deviation
+        return self.params["gamma"] * self._normalized + self.params["beta"]
+
+    def backward(self, d_output: Array) -> Array:
+        """Fill `grads`; return the gradient of the input, mean and variance differentiated."""
+        leading = tuple(range(d_output.ndim - 1))
+        self.grads = {
+            "gamma": (d_output * self._normalized).sum(axis=leading),
+            "beta": d_output.sum(axis=leading),
+        }
+        d = self.params["gamma"] * d_output
+        mean_d = d.mean(axis=-1, keepdims=True)
+        mean_dx = (d * self._normalized).mean(axis=-1, keepdims=True)
+        return (d - mean_d - self._normalized * mean_dx) / self._deviation
