@@ -14,14 +14,14 @@ from dpq_ref.layers.initial import glorot
 def initial(
     init: Any, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, dtype: np.dtype
 ) -> dict[str, Array]:
-    """Draw the parameters of a DPQ layer, or take its queries from a table.
+    """Draw the parameters of an embedding layer, or take its table or queries from a given one.
 
     Parameters
     ----------
     init : "glorot", float, or (vocab_size, dim) array
         Glorot uniform, fans of a codebook as released: D' * K and s; uniform in (-init, init); or a table.
     shapes : dict
-        "query" (n, D*s_q), "keys" (D', K, s_q), "values" (D', K, s).
+        "query" (n, D*s_q), "keys" (D', K, s_q), "values" (D', K, s); or "table" (n, d).
     rng : numpy.random.Generator
     dtype : float32 or float64
 
@@ -38,15 +38,16 @@ def initial(
         return {name: rng.uniform(-init, init, shape).astype(dtype) for name, shape in shapes.items()}
     arrays = {name: glorot(rng, shape, dtype) for name, shape in shapes.items()}
     if not isinstance(init, str):
-        table, (n, width) = checks.as_table(init, "init"), shapes["query"]
+        rows = "table" if "table" in shapes else "query"
+        table, (n, width) = checks.as_table(init, "init"), shapes[rows]
         repeats = width // table.shape[1]  # each group of an additive layer sees the whole row
         fits = repeats and table.shape == (n, width // repeats)
-        if not fits or shapes["keys"] != shapes["values"]:
+        if not fits or shapes.get("keys") != shapes.get("values"):
             raise ValueError(
                 f"init has shape {table.shape}, which does not make queries of shape {(n, width)}; "
                 "it takes (vocab_size, dim), and query_width at its default"
             )
-        arrays["query"] = np.tile(table, (1, repeats)).astype(dtype)
+        arrays[rows] = np.tile(table, (1, repeats)).astype(dtype)
     return arrays
 
 
@@ -90,6 +91,11 @@ class Upkeep:
         self.counts = kernels.xp.zeros(keys.shape[:2], keys.dtype)
         self.sums = kernels.xp.zeros_like(keys)
         self.idle = kernels.xp.zeros(keys.shape[:2], np.int64)
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Averages and counts, changed in place by whoever goes on from a checkpoint."""
+        return {"counts": self.counts, "sums": self.sums, "idle": self.idle}
 
     def update(self, tape: quantize.Tape) -> None:
         """Move the keys after a batch."""

@@ -16,7 +16,6 @@ from dpq_ref import checks, quantize
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import codebook
-from dpq_ref.layers.initial import glorot
 from dpq_ref.metrics import CodeUsage, code_usage
 
 EXPORT_BLOCK = 8192  # rows quantized at a time on export
@@ -88,7 +87,7 @@ class _Lookup:
 
 
 class FullEmbedding(_Lookup):
-    """Embedding table without compression, initialised Glorot uniform.
+    """Embedding table without compression.
 
     Parameters
     ----------
@@ -98,6 +97,8 @@ class FullEmbedding(_Lookup):
     rng : int or numpy.random.Generator
     dtype : float32 or float64
     backend : {"numba", "numpy"}, optional
+    init : "glorot", float, or (vocab_size, dim) array
+        Glorot uniform; uniform in (-init, init); or the table to start from.
 
     Attributes
     ----------
@@ -120,10 +121,11 @@ class FullEmbedding(_Lookup):
         rng: int | np.random.Generator = 0,
         dtype: Any = np.float32,
         backend: str | None = None,
+        init: Any = "glorot",
     ):
         super().__init__(vocab_size, dim, padding_id, dtype, backend)
-        table = glorot(np.random.default_rng(rng), (vocab_size, dim), self.dtype)
-        self.params = {"table": self.kernels.xp.asarray(table)}
+        host = codebook.initial(init, {"table": (vocab_size, dim)}, np.random.default_rng(rng), self.dtype)
+        self.params = {"table": self.kernels.xp.asarray(host["table"])}
 
     def forward(self, ids: Any, train: bool = True) -> Array:
         """Rows of the table.
@@ -326,6 +328,16 @@ class DPQEmbedding(_Lookup):
     def statistics(self) -> quantize.Statistics | None:
         """Running mean and variance (K,) that evaluation normalises with, or None without batch norm."""
         return (self.running_mean, self.running_variance) if self.batch_norm else None
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """What training changes without a gradient: statistics, and what averages and restarts keep."""
+        buffers = {}
+        if self.batch_norm:
+            buffers = {"running_mean": self.running_mean, "running_variance": self.running_variance}
+        if self.ema_decay is not None or self.restart_after is not None:
+            buffers |= self._upkeep.buffers
+        return buffers
 
     def _query(self, rows: Integers) -> Array:
         query = self.kernels.gather(self.params["query"], rows)

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from dpq_ref import backend as backends
 from dpq_ref import trainer
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
 from dpq_ref.metrics import accuracy
+from dpq_ref.network import Network
 from dpq_ref.optim import Adam
 
 PADDING = 0
 
 
-class TextClassifier:
+class TextClassifier(Network):
     """Mean of word vectors, then two dense layers with batch norm.
 
     Parameters
@@ -34,10 +34,6 @@ class TextClassifier:
     rng : int or numpy.random.Generator
         Draws the dense layers.
 
-    Attributes
-    ----------
-    params, grads : dict
-        Those of all layers, as "layer.name".
     """
 
     def __init__(
@@ -47,7 +43,7 @@ class TextClassifier:
         dtype = embedding.dtype
         self.embedding = embedding
         self.kernels = embedding.kernels
-        self.layers: dict[str, Any] = {
+        self.head: dict[str, Any] = {
             "norm1": BatchNorm(embedding.dim, dtype=dtype),
             "relu1": Relu(),
             "dense1": Dense(embedding.dim, hidden, rng=rng, dtype=dtype),
@@ -55,18 +51,7 @@ class TextClassifier:
             "relu2": Relu(),
             "dense2": Dense(hidden, n_classes, rng=rng, dtype=dtype),
         }
-
-    def _named(self, kind: str) -> dict[str, Any]:
-        layers = {"embedding": self.embedding, **self.layers}
-        return {f"{layer}.{k}": v for layer, of in layers.items() for k, v in getattr(of, kind).items()}
-
-    @property
-    def params(self) -> dict[str, Array]:  # noqa: D102
-        return self._named("params")
-
-    @property
-    def grads(self) -> dict[str, Any]:  # noqa: D102
-        return self._named("grads")
+        super().__init__({"embedding": embedding, **self.head})
 
     def forward(self, ids: Integers, train: bool = True) -> Array:
         """Logits of a batch of texts.
@@ -86,7 +71,7 @@ class TextClassifier:
     def backward(self, d_logits: Array) -> None:
         """Fill `grads` from the gradient of the logits, (b, n_classes)."""
         d = d_logits
-        for layer in reversed(self.layers.values()):
+        for layer in reversed(self.head.values()):
             d = layer.backward(d)
         self.embedding.backward(self.kernels.mean_pool_backward(d, self._mask))
 
@@ -98,7 +83,7 @@ class TextClassifier:
         return loss
 
     def _head(self, x: Array, train: bool) -> Array:
-        for layer in self.layers.values():
+        for layer in self.head.values():
             x = layer.forward(x, train)
         return x
 
@@ -132,20 +117,6 @@ class TextClassifier:
                 self._head(self.kernels.mean_pool(vectors, ids != PADDING), False).argmax(axis=1)
             )
         return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
-
-    def state(self) -> dict[str, Array]:
-        """Copy all parameters and running statistics to the host, by name."""
-        arrays = self.params | {
-            f"{k}.{n}": a for k in ("norm1", "norm2") for n, a in self.layers[k].state.items()
-        }
-        return {name: backends.to_numpy(array).copy() for name, array in arrays.items()}
-
-    def load_head(self, state: dict[str, Array]) -> None:
-        """Set all layers but the embedding from a `state`."""
-        for name, layer in self.layers.items():
-            for arrays in (layer.params, getattr(layer, "state", {})):
-                for key in arrays:
-                    arrays[key] = state[f"{name}.{key}"].copy()
 
 
 EVALUATION_BATCH = 256

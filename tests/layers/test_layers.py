@@ -48,11 +48,11 @@ def test_batch_norm_by_hand():
     layer = BatchNorm(1, dtype=np.float64)
     y = layer.forward(np.array([[1.0], [3.0]]))
     np.testing.assert_allclose(y[:, 0], np.array([-1, 1]) / np.sqrt(1 + 1e-3))
-    np.testing.assert_allclose(layer.state["mean"], [0.2])
-    np.testing.assert_allclose(layer.state["variance"], [0.9 + 0.1 * 1.0])
-    mean = layer.state["mean"].copy()
+    np.testing.assert_allclose(layer.buffers["mean"], [0.2])
+    np.testing.assert_allclose(layer.buffers["variance"], [0.9 + 0.1 * 1.0])
+    mean = layer.buffers["mean"].copy()
     layer.forward(np.array([[50.0]]), train=False)
-    np.testing.assert_array_equal(layer.state["mean"], mean)
+    np.testing.assert_array_equal(layer.buffers["mean"], mean)
 
 
 def test_cross_entropy_is_that_of_scipy_and_its_gradient_exact(rng):

@@ -52,4 +52,4 @@ def test_batch_norm_dense_and_loss_follow_torch(rng):
     np.testing.assert_allclose(
         dense.grads["weight"].T, their_dense.weight.grad.numpy(), rtol=1e-8, atol=1e-14
     )
-    np.testing.assert_allclose(norm.state["mean"], their_norm.running_mean.numpy(), rtol=RTOL)
+    np.testing.assert_allclose(norm.buffers["mean"], their_norm.running_mean.numpy(), rtol=RTOL)
