@@ -6,7 +6,7 @@ Files and vocabularies are those of tensorflow/nmt, with which Chen, Li and Sun 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,10 +163,10 @@ def _vocabulary(file: Path) -> tuple[str, ...]:
 
 
 def _ids(lines: Sequence[str], vocabulary: Sequence[str]) -> Sequences:
-    number = {word: i for i, word in enumerate(vocabulary)}
+    number = defaultdict(lambda: UNKNOWN, {word: i for i, word in enumerate(vocabulary)})
     tokens: list[int] = []
     offsets = [0]
     for line in lines:
-        tokens.extend(number.get(word, UNKNOWN) for word in line.split())
+        tokens.extend(map(number.__getitem__, line.split()))
         offsets.append(len(tokens))
     return Sequences(np.array(tokens, np.int32), np.array(offsets, np.int64))
