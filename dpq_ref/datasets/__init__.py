@@ -3,6 +3,7 @@
 import os
 
 from dpq_ref.datasets.builtin import load_builtin
+from dpq_ref.datasets.download import fetch_dataset
 from dpq_ref.datasets.folder import load_folder
 from dpq_ref.datasets.language import LanguageDataset, load_builtin_language, load_language, unroll
 from dpq_ref.datasets.pairs import Buckets, SentencePairs, TranslationBatch
@@ -17,6 +18,7 @@ __all__ = [
     "TextDataset",
     "TranslationBatch",
     "TranslationDataset",
+    "fetch_dataset",
     "load",
     "load_builtin",
     "load_builtin_language",

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref.datasets.files import cache_folder
 from dpq_ref.datasets.text import SPLITS, Documents, TextDataset, build_dataset, subset, tokenize
 
 __all__ = ["load_builtin", "read_docstrings"]
@@ -100,7 +101,7 @@ def load_builtin(
         except importlib.metadata.PackageNotFoundError as error:
             raise ModuleNotFoundError(f"the built-in corpus needs {label}", name=module) from error
     key = hashlib.sha256(json.dumps([_FORMAT, versions]).encode()).hexdigest()[:16]
-    file = _cache_folder() / f"builtin-{key}.npz"
+    file = cache_folder() / f"builtin-{key}.npz"
 
     whole = None if refresh else _load(file)
     if whole is None:
@@ -233,14 +234,6 @@ def _with_bar(files: list[tuple[str, Path, Path]]) -> Iterator[tuple[str, Path, 
     from rich.progress import track
 
     return iter(track(files, description="reading docstrings", console=Console(stderr=True)))
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("DPQ_REF_CACHE"):
-        return Path(folder)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("dpq-ref"))
 
 
 def _save(dataset: TextDataset, file: Path) -> None:

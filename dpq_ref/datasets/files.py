@@ -1,12 +1,13 @@
-"""Files of text, plain or packed, and their digests."""
+"""Files of text, plain or packed, their digests, and the folder for what is kept between runs."""
 
 import gzip
 import hashlib
 import lzma
+import os
 import zlib
 from pathlib import Path
 
-__all__ = ["read_text", "sha256"]
+__all__ = ["cache_folder", "read_text", "sha256"]
 
 
 def read_text(file: Path) -> str:
@@ -49,3 +50,12 @@ def sha256(file: Path) -> str:
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Folder that ``DPQ_REF_CACHE`` names, or else one in the user's cache folder; need not be there yet."""
+    if folder := os.environ.get("DPQ_REF_CACHE"):
+        return Path(folder)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("dpq-ref"))
