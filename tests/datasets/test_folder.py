@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpq_ref.datasets import folder as module
 from dpq_ref.datasets import load, load_folder
 
 
@@ -260,3 +261,53 @@ def test_what_csv_writer_writes_comes_back(tmp_path):
     from dpq_ref.datasets import tokenize
 
     assert texts(read(tmp_path), "train") == [" ".join(tokenize(text)) for text in written]
+
+
+def test_numbers_between_label_and_text_are_left_out(tmp_path):
+    write(tmp_path, train__tsv="0\t3\tbad\tfilm\n1\t10\tgood\n", test__tsv="0\t-1\t\n1\t7\t8\t9\n")
+    data = read(tmp_path)
+    assert texts(data, "train") == ["bad film", "good"]
+    assert data.test.lengths.tolist() == [0, 2]
+    # Not in every row: text, as everything else after the label.
+    write(tmp_path, train__tsv="0\t3\tbad\n1\tten\tgood\n")
+    assert texts(read(tmp_path), "train") == ["3 bad", "ten good"]
+    write(tmp_path, train__tsv="0\t3\n1\t10\n")
+    assert texts(read(tmp_path), "train") == ["3", "10"]
+
+
+@pytest.mark.parametrize("name", ["valid__tsv", "validation__tsv__xz", "valid_part__csv__gz"])
+def test_validation_file(tmp_path, name):
+    valid = '"1","b a"' if "csv" in name else "1\tb a\n"
+    write(tmp_path, train__tsv="0\ta\n" * 9 + "1\tb\n", test__tsv="0\ta", **{name: valid})
+    data = load_folder(tmp_path, min_count=1)
+    assert len(data.train) == 10
+    assert texts(data, "validation") == ["b a"]
+    assert data.validation.labels.tolist() == [1]
+    assert data.provenance["validation_fraction"] is None
+    assert len(data.provenance["sha256"]) == 3
+    write(tmp_path, **{name: valid.replace("1", "2", 1)})
+    with pytest.raises(ValueError, match=r"valid.*, line 1: label '2' does not come in train\.tsv"):
+        load_folder(tmp_path)
+    write(tmp_path, **{name: valid, "validation_2__tsv": "0\ta"})
+    if "csv" in name:  # that of the training format
+        assert texts(read(tmp_path), "validation") == ["a"]
+    else:
+        with pytest.raises(ValueError, match="which is the validation file"):
+            load_folder(tmp_path)
+
+
+def test_one_file_for_cross_validation():
+    if "DPQ_REF_DATA" not in os.environ:
+        pytest.skip("DPQ_REF_DATA names no folder of real data")
+    with pytest.raises(FileNotFoundError, match=r"sentence-classification: no train\*\.csv or train\*\.tsv"):
+        load_folder(Path(os.environ["DPQ_REF_DATA"], "sentence-classification"))
+
+
+def test_imdb():
+    if "DPQ_REF_DATA" not in os.environ:
+        pytest.skip("DPQ_REF_DATA names no folder of real data")
+    for part in ("train", "test"):
+        rows = module._rows(Path(os.environ["DPQ_REF_DATA"], "imdb", f"{part}.tsv.xz"))
+        assert [sum(label == name for _, label, _ in rows) for name in "01"] == [12_500] * 2
+        # The text begins with the review, not with its stars.
+        assert sum(text.split(" ", 1)[0].isdecimal() for _, _, text in rows) < 150
