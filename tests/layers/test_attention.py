@@ -143,8 +143,8 @@ def test_luong_gradients_through_a_decoder_with_input_feeding(scaled, tanh, orde
     assert not d_memory[1].any() and not d_memory[2, 1:].any()
     assert_slopes(
         lambda: float((d_output * decode(attention, query, memory)).sum()),
-        {"query": query, "memory": memory} | attention.params,
-        {"query": d_query, "memory": d_memory} | attention.grads,
+        {"input query": query, "input memory": memory} | attention.params,
+        {"input query": d_query, "input memory": d_memory} | attention.grads,
         rng,
     )
 
@@ -226,8 +226,8 @@ def test_multi_head_gradients(causal, lengths, order, rng):
         np.testing.assert_array_equal(array, before[name])
     assert_slopes(
         lambda: float((d_output * attention.forward(query, memory, lengths, causal=causal)).sum()),
-        {"query": query, "memory": memory} | attention.params,
-        {"query": d_query, "memory": d_memory} | attention.grads,
+        {"input query": query, "input memory": memory} | attention.params,
+        {"input query": d_query, "input memory": d_memory} | attention.grads,
         rng,
     )
 

@@ -84,8 +84,8 @@ def test_luong_attention_with_input_feeding(scaled, tanh, rng):
     assert_close(
         {
             "output": (np.concatenate(ours[1:], axis=1), theirs),
-            "query": (d_query, their_query.grad),
-            "memory": (d_memory, their_memory.grad),
+            "input query": (d_query, their_query.grad),
+            "input memory": (d_memory, their_memory.grad),
         }
         | {name: (layer.grads[name], tensor.grad) for name, tensor in p.items()}
     )
