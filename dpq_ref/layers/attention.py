@@ -83,10 +83,11 @@ class LuongAttention:
     keys = memory W_m;  weights = masked softmax(g query keys^T);  context = weights memory;
     output = tanh([context, query] W_c).
 
-    The first three are LuongAttention of tf.contrib.seq2seq, `scale=True`, which tensorflow/nmt calls
-    "scaled_luong". The tanh is equation 5 of the paper; tensorflow/nmt left it out (its issue 257).
+    Keys, weights and context are those of tf.contrib.seq2seq.LuongAttention with `scale=True`, which
+    tensorflow/nmt calls "scaled_luong"; the output is equation 5 of the paper.
 
-    A decoder with input feeding, whose next query depends on this output, goes step by step, then back::
+    A decoder with input feeding, whose next query depends on this output, goes step by step, then back. Each
+    forward puts what its backward needs on a stack; each backward takes the last of it::
 
         attention.set_memory(memory, lengths)
         for query in decoder:  output = attention.forward(query)
@@ -102,6 +103,7 @@ class LuongAttention:
     scaled : bool
         Learn the scale g, 1 at first; otherwise it is 1.
     tanh : bool
+        As in the paper; tensorflow/nmt leaves it out, so its output is linear.
     rng : numpy.random.Generator
     dtype : float32 or float64
 

@@ -132,14 +132,13 @@ class EncoderLayer(_Composite):
         normed = self.norm1.forward(x, train)
         attended = self.attention.forward(normed, normed, lengths, train=train)
         x = x + self.dropout1.forward(attended, train)
-        return x + self.dropout2.forward(
-            self.feed_forward.forward(self.norm2.forward(x, train), train), train
-        )
+        fed = self.feed_forward.forward(self.norm2.forward(x, train), train)
+        return x + self.dropout2.forward(fed, train)
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input."""
-        d = d_output
-        d = d + self.norm2.backward(self.feed_forward.backward(self.dropout2.backward(d)))
+        d = self.feed_forward.backward(self.dropout2.backward(d_output))
+        d = d_output + self.norm2.backward(d)
         d_query, d_memory = self.attention.backward(self.dropout1.backward(d))
         return d + self.norm1.backward(d_query + d_memory)
 
@@ -174,14 +173,13 @@ class DecoderLayer(_Composite):
         x = x + self.dropout1.forward(own, train)
         attended = self.attention.forward(self.norm2.forward(x, train), memory, lengths, train=train)
         x = x + self.dropout2.forward(attended, train)
-        return x + self.dropout3.forward(
-            self.feed_forward.forward(self.norm3.forward(x, train), train), train
-        )
+        fed = self.feed_forward.forward(self.norm3.forward(x, train), train)
+        return x + self.dropout3.forward(fed, train)
 
     def backward(self, d_output: Array) -> tuple[Array, Array]:
         """Fill `grads`; return the gradients of the input and of the memory."""
-        d = d_output
-        d = d + self.norm3.backward(self.feed_forward.backward(self.dropout3.backward(d)))
+        d = self.feed_forward.backward(self.dropout3.backward(d_output))
+        d = d_output + self.norm3.backward(d)
         d_query, d_memory = self.attention.backward(self.dropout2.backward(d))
         d = d + self.norm2.backward(d_query)
         d_query, d_own = self.self_attention.backward(self.dropout1.backward(d))
