@@ -27,6 +27,7 @@ from dpq_ref.kmeans import KMeans
 RIDGE = 1e-6  # of the mean weight of a code
 SWEEPS = 4  # of conditional modes, per search
 PERTURBED = 4  # codes changed before a search
+ROOM = 1.02  # of the least expected error, for fewer codebooks: the formula is not exact to that
 
 
 class ResidualQuantizer(Compressor):
@@ -42,8 +43,8 @@ class ResidualQuantizer(Compressor):
     n_codes : int, optional
         K, from 2 to 65,536 and at most n.
     bits, ratio : int, float, optional
-        A budget in place of either or both: the M and K, a power of two up to 256, that `expected_error` says
-        are best.
+        A budget in place of either or both. Of the K, powers of two up to 256, each with as many codebooks as
+        the budget allows, it takes the one of fewest whose `expected_error` is within 2 % of the least.
     beam_width : int
     max_iter : int
         Lloyd's iterations of each stage.
@@ -160,7 +161,12 @@ class ResidualQuantizer(Compressor):
                     n_groups = checks.positive("n_groups", self.n_groups)
                 sizes.append({"n_groups": max(1, n_groups), "n_codes": n_codes})
         within = [size for size in sizes if self._bits(n, d, **size) <= budget]
-        return [min(within, key=lambda size: expected_error(d, **size))] if within else sizes
+        if not within:
+            return sizes
+        errors = [expected_error(d, **size) for size in within]
+        enough = ROOM * min(errors)
+        choices = zip(errors, within, strict=True)
+        return [min(choices, key=lambda choice: (choice[0] > enough, choice[1]["n_groups"], choice[0]))[1]]
 
     def _bits(self, n: int, d: int, *, n_groups: int, n_codes: int) -> int:
         return n_groups * (n * (n_codes - 1).bit_length() + 32 * n_codes * d)
@@ -228,12 +234,9 @@ class ResidualQuantizer(Compressor):
 
     def _sum(self, codes: Integers) -> Array:
         """Sum the centroids of codes up, (n, M) -> (n, d)."""
-        n, n_groups = codes.shape
-        rows = np.empty((n, self.codebooks_.shape[2]), self.codebooks_.dtype)
-        step = max(1, BLOCK // (n_groups * rows.shape[1]))
-        for i in range(0, n, step):
-            picked = backend.get(self.backend).decode(codes[i : i + step], self.codebooks_[:n_groups])
-            rows[i : i + step] = picked.sum(axis=1)
+        rows = np.zeros((len(codes), self.codebooks_.shape[2]), self.codebooks_.dtype)
+        for m in range(codes.shape[1]):
+            rows += self.codebooks_[m, codes[:, m]]
         return rows
 
     @staticmethod
@@ -356,13 +359,24 @@ class AdditiveQuantizer(ResidualQuantizer):
         for i in range(0, len(X), step):
             linear = norms - 2 * kernels.combine(X[i : i + step], flat.T)
             linear = linear.reshape(-1, n_groups, n_codes)
-            best, scores = kernels.conditional_modes(codes[i : i + step], linear, pairs, SWEEPS)
+            best, scores = self._modes(codes[i : i + step], linear, pairs)
             for change in changes:
-                other, others = kernels.conditional_modes((best + change) % n_codes, linear, pairs, SWEEPS)
+                other, others = self._modes((best + change) % n_codes, linear, pairs)
                 better = others < scores
                 best[better], scores[better] = other[better], others[better]
             codes[i : i + step] = best
         return codes
+
+    def _modes(self, codes: Integers, linear: Array, pairs: Array) -> tuple[Integers, Array]:
+        """Iterate conditional modes; a sweep leaves out the rows that the one before did not change."""
+        kernels = backend.get(self.backend)
+        modes, scores = kernels.conditional_modes(codes, linear, pairs, 1)
+        rows = np.arange(len(codes))
+        for _ in range(SWEEPS - 1):
+            rows = rows[(modes[rows] != codes[rows]).any(axis=1)]
+            codes = modes.copy()
+            modes[rows], scores[rows] = kernels.conditional_modes(codes[rows], linear[rows], pairs, 1)
+        return modes, scores
 
     def _fit_codebooks(self, X: Array, weights: NDArray[np.float64]) -> None:
         """Weighted least squares for all codebooks at once, at fixed codes.
