@@ -5,6 +5,7 @@ Nothing falls back silently: a back end that is not there is an error that names
 """
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ import numpy as np
 MODULES = {"numpy": "reference", "numba": "cpu"}
 
 
-def get(name: str | None = None) -> Any:
+def get(name: Any = None) -> Any:
     """Kernel set of a back end.
 
     Parameters
     ----------
-    name : {"numpy", "numba", "cupy"} or None
-        None means "numba".
+    name : {"numpy", "numba", "cupy"}, None or a kernel set
+        None means "numba"; a kernel set, that of another layer say, is itself.
 
     Returns
     -------
@@ -37,6 +38,8 @@ def get(name: str | None = None) -> Any:
     >>> backend.get("numpy").__name__
     'dpq_ref.kernels.reference'
     """
+    if isinstance(name, ModuleType):
+        return name
     name = "numba" if name is None else name
     if name == "cupy":
         raise ImportError("backend='cupy' is not part of this version; it takes 'numpy' or 'numba'")

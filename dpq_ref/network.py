@@ -43,6 +43,10 @@ class Network:
             for key, array in getattr(layer, kind, {}).items()
         }
 
+    def loss_and_gradients(self, batch: Any) -> float:
+        """Loss of a batch in training mode; fills the `grads` of the layers."""
+        raise NotImplementedError
+
     @property
     def params(self) -> dict[str, Array]:  # noqa: D102
         return self._named("params")

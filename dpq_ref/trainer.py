@@ -52,9 +52,10 @@ def train(
     clip_norm: float | None = None,
     evaluate_every: int | None = None,
     evaluate: Callable[[int, float], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], bool | None] | None = None,
+    history: History | None = None,
 ) -> History:
-    """Train a model for a number of steps, counted from 1.
+    """Train a model up to a number of steps, counted from 1.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ def train(
     optimizer : Optimizer
         Of the model's parameters.
     steps : int
+        In all, those of `history` included.
     schedule : callable, optional
         Step -> learning rate; by default that of the optimizer stays.
     clip_norm : float, optional
@@ -73,11 +75,14 @@ def train(
     evaluate : callable, optional
         Called with the step and the mean loss since the last evaluation.
     on_step : callable, optional
-        Called with the number of each finished step.
+        Called with the number of each finished step; if it returns True, that was the last one.
+    history : History, optional
+        Of the steps done before, to go on from; model, optimizer and batches must be at that point.
 
     Returns
     -------
     History
+        `history`, if given.
 
     Raises
     ------
@@ -98,8 +103,10 @@ def train(
     """
     checks.positive("steps", steps, least=0)
     every = checks.positive("evaluate_every", steps or 1 if evaluate_every is None else evaluate_every)
-    history, since = History(), 0
-    for step in range(1, steps + 1):
+    history = History() if history is None else history
+    done = len(history.losses)
+    since = done - done % every
+    for step in range(done + 1, steps + 1):
         start = time.perf_counter()
         if schedule:
             optimizer.learning_rate = schedule(step)
@@ -112,8 +119,8 @@ def train(
         if evaluate and (step % every == 0 or step == steps):
             evaluate(step, float(np.mean(history.losses[since:])))
             since = step
-        if on_step:
-            on_step(step)
+        if on_step and on_step(step):
+            break
     return history
 
 

@@ -41,21 +41,22 @@ class SoftmaxOutput:
     Parameters
     ----------
     vocab_size, dim : int
-    table : layer, optional
-        An embedding layer whose vectors of all words are W, in place of a matrix: DPQ, low rank, or the
-        embedding of the input.
+    own : bool
+        Whether W is a parameter of this layer, or comes with each call: the vectors of an embedding layer.
     init : float
         W starts uniform in (-init, init), the bias at 0.
     smoothing : float in [0, 1)
         Of the labels in training: part of the target that is spread over all words.
     rng : int or numpy.random.Generator
     dtype : float32 or float64
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy"} or kernel set, optional
 
     Attributes
     ----------
     params, grads : {"weight": (vocab_size, dim), "bias": (vocab_size,)}
-        Without "weight" where there is a `table`: it has its own.
+        Without "weight" if it is not its own.
+    d_weight : (vocab_size, dim)
+        Gradient of W after `loss`.
 
     Examples
     --------
@@ -71,35 +72,30 @@ class SoftmaxOutput:
         vocab_size: int,
         dim: int,
         *,
-        table: Any = None,
+        own: bool = True,
         init: float = 0.1,
         smoothing: float = 0.0,
         rng: int | np.random.Generator = 0,
         dtype: Any = np.float32,
-        backend: str | None = None,
+        backend: Any = None,
     ):
         self.vocab_size = checks.positive("vocab_size", vocab_size)
         self.dim = checks.positive("dim", dim)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing={smoothing}; it takes a number from 0 to below 1")
-        self.table = table
         self.smoothing = smoothing
         self.dtype = checks.as_real(dtype)
         self.kernels = backends.get(backend)
         self.params: dict[str, Array] = {"bias": np.zeros(vocab_size, self.dtype)}
-        if table is None:
+        if own:
             rng = np.random.default_rng(rng)
             self.params["weight"] = rng.uniform(-init, init, (vocab_size, dim)).astype(self.dtype)
         self.grads: dict[str, Array] = {}
 
-    def weight(self, train: bool = False) -> Array:
-        """W, (vocab_size, dim); `train` as in the forward of an embedding."""
-        if self.table is None:
-            return self.params["weight"]
-        return self.table.forward(np.arange(self.vocab_size), train)
-
-    def loss(self, x: Array, labels: Integers, weights: Array) -> tuple[Array, Array]:
-        """Cross-entropy in training; fills `grads`, and those of the `table`, for the weighted sum of losses.
+    def loss(
+        self, x: Array, labels: Integers, weights: Array, weight: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Cross-entropy in training; fills `grads` and `d_weight` for the weighted sum of the losses.
 
         Parameters
         ----------
@@ -107,6 +103,8 @@ class SoftmaxOutput:
         labels : (b,) integers in [0, vocab_size)
         weights : (b,)
             Of each loss in the sum; 0 for padding.
+        weight : (vocab_size, dim), optional
+            W, if it is not the layer's own.
 
         Returns
         -------
@@ -114,23 +112,19 @@ class SoftmaxOutput:
             Not weighted.
         d_x : (b, dim)
         """
-        weight = self.weight(train=True)
+        own, weight = weight is None, self._weight(weight)
         weights = np.asarray(weights, self.dtype)
         losses, d_x = np.empty(len(x), self.dtype), np.empty_like(x)
-        d_weight, d_bias = np.zeros_like(weight), np.zeros_like(self.params["bias"])
+        self.d_weight, d_bias = np.zeros_like(weight), np.zeros_like(self.params["bias"])
         for block in self._blocks(len(x)):
             logits = x[block] @ weight.T + self.params["bias"]
             losses[block], d_logits = self.kernels.cross_entropy(
                 logits, labels[block], weights[block], self.smoothing
             )
             d_x[block] = d_logits @ weight
-            d_weight += d_logits.T @ x[block]
+            self.d_weight += d_logits.T @ x[block]
             d_bias += d_logits.sum(axis=0)
-        self.grads = {"bias": d_bias}
-        if self.table is None:
-            self.grads["weight"] = d_weight
-        else:
-            self.table.backward(d_weight)
+        self.grads = {"bias": d_bias, **({"weight": self.d_weight} if own else {})}
         return losses, d_x
 
     def losses(self, x: Array, labels: Integers, weight: Array | None = None) -> Array:
@@ -141,24 +135,28 @@ class SoftmaxOutput:
         x : (b, dim)
         labels : (b,) integers in [0, vocab_size)
         weight : (vocab_size, dim), optional
-            To use in place of the layer's, a reconstructed table say.
+            W, by default the layer's own.
 
         Returns
         -------
         (b,)
         """
-        weight = self.weight() if weight is None else weight
         losses = np.empty(len(x), self.dtype)
         for block in self._blocks(len(x)):
-            logits = x[block] @ weight.T + self.params["bias"]
+            logits = self.logits(x[block], weight)
             shifted = logits - logits.max(axis=1, keepdims=True)
             hit = shifted[np.arange(len(shifted)), labels[block]]
             losses[block] = np.log(np.exp(shifted).sum(axis=1)) - hit
         return losses
 
-    def logits(self, x: Array) -> Array:
+    def logits(self, x: Array, weight: Array | None = None) -> Array:
         """Logits x W^T + bias in evaluation, (b, dim) -> (b, vocab_size)."""
-        return x @ self.weight().T + self.params["bias"]
+        return x @ self._weight(weight).T + self.params["bias"]
+
+    def _weight(self, weight: Array | None) -> Array:
+        if weight is None and "weight" not in self.params:
+            raise ValueError("weight=None; this layer has none of its own")
+        return self.params["weight"] if weight is None else weight
 
     def _blocks(self, n_rows: int) -> list[slice]:
         rows = max(1, LOGITS // self.vocab_size)

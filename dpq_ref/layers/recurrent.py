@@ -27,7 +27,7 @@ class LSTM:
         The weights start uniform in (-init, init).
     rng : int or numpy.random.Generator
     dtype : float32 or float64
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy"} or kernel set, optional
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class LSTM:
         init: float = 0.1,
         rng: int | np.random.Generator = 0,
         dtype: Any = np.float32,
-        backend: str | None = None,
+        backend: Any = None,
     ):
         self.n_inputs = checks.positive("n_inputs", n_inputs)
         self.n_hidden = h = checks.positive("n_hidden", n_hidden)

@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 
 from dpq_ref.gradcheck import directional
-from dpq_ref.layers import DPQEmbedding, FullEmbedding, LowRankEmbedding, RowSparse, SoftmaxOutput, loss
+from dpq_ref.layers import SoftmaxOutput, loss
 
 TOLERANCE = 1e-8
 B, DIM, VOCAB = 7, 4, 11
@@ -81,33 +81,19 @@ def test_no_rows(rng):
     assert not layer.grads["weight"].any()
 
 
-@pytest.mark.parametrize(
-    "table",
-    [
-        lambda rng: FullEmbedding(VOCAB, DIM, rng=rng, dtype=np.float64),
-        lambda rng: DPQEmbedding(VOCAB, DIM, n_groups=2, n_codes=4, rng=rng, dtype=np.float64),
-        lambda rng: LowRankEmbedding(rng.standard_normal((VOCAB, 2)), rng.standard_normal((2, DIM))),
-    ],
-    ids=["full", "dpq", "low-rank"],
-)
-def test_rows_of_a_table_are_the_matrix(table, batch, rng):
-    """Losses and gradients are those of the matrix; its gradient is handed to the table."""
+def test_matrix_that_is_not_its_own(batch, rng):
+    """The losses and gradients of a layer with that matrix, and no parameter but the bias."""
     x, labels, weights = batch
-    table = table(rng)
-    layer = random_layer(rng, table=table)
-    matrix = random_layer(rng)
-    matrix.params = {"bias": layer.params["bias"], "weight": table.forward(np.arange(VOCAB))}
-    losses, d_x = layer.loss(x, labels, weights)
-    expected, d_expected = matrix.loss(x, labels, weights)
-    np.testing.assert_array_equal(losses, expected)
-    np.testing.assert_array_equal(d_x, d_expected)
-    assert set(layer.params) == set(layer.grads) == {"bias"}
-    actual = table.grads
-    table.forward(np.arange(VOCAB))
-    table.backward(matrix.grads["weight"])
-    for name, gradient in table.grads.items():
-        a, b = (g.to_dense() if isinstance(g, RowSparse) else g for g in (actual[name], gradient))
+    own, layer = random_layer(rng), random_layer(rng, own=False)
+    layer.params["bias"] = own.params["bias"]
+    weight = own.params["weight"]
+    for a, b in zip(layer.loss(x, labels, weights, weight), own.loss(x, labels, weights), strict=True):
         np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(layer.d_weight, own.grads["weight"])
+    np.testing.assert_array_equal(layer.losses(x, labels, weight), own.losses(x, labels))
+    assert set(layer.params) == set(layer.grads) == {"bias"}
+    with pytest.raises(ValueError, match="weight=None"):
+        layer.loss(x, labels, weights)
 
 
 @pytest.mark.parametrize("label", [-1, VOCAB])
