@@ -9,39 +9,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpq_ref.compressed import Compressed, DenseTable, FactoredTable, ProductTable, ScalarTable, load
-    from dpq_ref.layers import DPQEmbedding, FullEmbedding, RowSparse
+    from dpq_ref.compressed import (
+        BlockTable,
+        Compressed,
+        DenseTable,
+        FactoredTable,
+        ProductTable,
+        ScalarTable,
+        SparseTable,
+        load,
+    )
+    from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, RowSparse
     from dpq_ref.optim import SGD, Adagrad, Adam
+    from dpq_ref.schedules import CyclicallyAnnealedRate
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BlockTable": "compressed",
     "Compressed": "compressed",
     "DenseTable": "compressed",
     "FactoredTable": "compressed",
     "ProductTable": "compressed",
     "ScalarTable": "compressed",
+    "SparseTable": "compressed",
     "load": "compressed",
+    "BlockEmbedding": "layers",
     "DPQEmbedding": "layers",
     "FullEmbedding": "layers",
+    "LowRankEmbedding": "layers",
     "RowSparse": "layers",
     "Adagrad": "optim",
     "Adam": "optim",
     "SGD": "optim",
+    "CyclicallyAnnealedRate": "schedules",
 }
 
 __all__ = [
     "SGD",
     "Adagrad",
     "Adam",
+    "BlockEmbedding",
+    "BlockTable",
     "Compressed",
+    "CyclicallyAnnealedRate",
     "DPQEmbedding",
     "DenseTable",
     "FactoredTable",
     "FullEmbedding",
+    "LowRankEmbedding",
     "ProductTable",
     "RowSparse",
     "ScalarTable",
+    "SparseTable",
     "load",
 ]
 

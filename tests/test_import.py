@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import dpq_ref
+from dpq_ref import compressed
 
 HEAVY = ("numpy", "numba", "cupy", "scipy", "sklearn", "matplotlib", "pandas", "rich", "joblib")
 
@@ -39,5 +40,7 @@ def test_every_public_name_is_there():
     for name in dpq_ref.__all__:
         assert getattr(dpq_ref, name).__doc__
     assert set(dpq_ref.__all__) <= set(dir(dpq_ref))
+    kinds = {name for name in compressed.__all__ if name.endswith("Table")}
+    assert kinds and kinds <= set(dpq_ref.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dpq_ref.nonsense
