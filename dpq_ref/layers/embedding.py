@@ -51,8 +51,24 @@ class RowSparse:
         return dense
 
 
-class _Lookup:
-    """What both layers share: ids to distinct rows, and the gradient of the output back to them."""
+class TableLayer:
+    """Base of the layers that stand for a table: ids to distinct rows, and the gradient back to these.
+
+    A subclass fills `params`, and computes the rows of distinct ids only: `forward` is `_distinct`, its rows,
+    `_spread`; `backward` is `_last_batch`, `_collect`, its gradients.
+
+    Parameters
+    ----------
+    vocab_size, dim : int
+    padding_id : int or None
+    dtype : float32 or float64
+    backend : {"numba", "numpy"} or None
+
+    Attributes
+    ----------
+    params, grads : dict of arrays by name
+    kernels : kernel set
+    """
 
     def __init__(self, vocab_size: int, dim: int, padding_id: int | None, dtype: Any, backend: str | None):
         self.vocab_size = checks.positive("vocab_size", vocab_size)
@@ -86,7 +102,7 @@ class _Lookup:
         return self._batch
 
 
-class FullEmbedding(_Lookup):
+class FullEmbedding(TableLayer):
     """Embedding table without compression.
 
     Parameters
@@ -156,7 +172,7 @@ class FullEmbedding(_Lookup):
         self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
 
 
-class DPQEmbedding(_Lookup):
+class DPQEmbedding(TableLayer):
     """Embedding that learns K-way D-dimensional codes while the task trains (paper, section 2).
 
     Parameters

@@ -19,10 +19,10 @@ from dpq_ref import checks
 from dpq_ref.compressed import BlockTable, FactoredTable
 from dpq_ref.compressed.blocks import ranks_within
 from dpq_ref.kernels.reference import Array
-from dpq_ref.layers.embedding import FullEmbedding, RowSparse, _Lookup
+from dpq_ref.layers.embedding import FullEmbedding, RowSparse, TableLayer
 
 
-class LowRankEmbedding(_Lookup):
+class LowRankEmbedding(TableLayer):
     """Table in two factors, left @ right, both trained.
 
     Parameters
@@ -174,7 +174,7 @@ def _best_factors(table: Array, rank: int) -> tuple[Array, Array]:
     return left.astype(table.dtype), right.astype(table.dtype)
 
 
-class BlockEmbedding(_Lookup):
+class BlockEmbedding(TableLayer):
     """Words in blocks, each block with a layer of its own.
 
     The row of a word is the row of its block's layer at the word's index among the words of that block, in
