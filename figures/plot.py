@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from baselines import METHODS
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
 from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
@@ -138,14 +139,17 @@ def table_of(rows: Iterable[Row]) -> Any:
 
 
 def verdict(rows: Iterable[Row]) -> str:
-    """In a line each: DPQ-SX against the full table, and the best offline method of its bits or fewer."""
+    """In a line each: DPQ-SX against the full table, and the best offline method of its bits or fewer.
+
+    The offline ones are those of `baselines`: they compress a trained table.
+    """
     cells = cells_of(rows, "accuracy")
     full = next(cell for cell in cells if cell.method == "full")
     lines = []
     for dpq in cells:
         if dpq.method != "dpq-sx":
             continue
-        rivals = [c for c in cells if not c.method.startswith(("full", "dpq")) and c.ratio >= dpq.ratio]
+        rivals = [c for c in cells if c.method in METHODS and c.ratio >= dpq.ratio]
         line = f"DPQ-SX ({dpq.parameters}, ratio {dpq.ratio:.1f}): "
         line += f"{dpq.mean - full.mean:+.2f} points to the full embedding"
         if rivals:

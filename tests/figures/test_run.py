@@ -341,6 +341,9 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
         *rows("product", 24.0, 95.0, 95.0),
         *rows("product", 25.0, 80.0, 80.0),
         *rows("low-rank", 40.0, 85.0, 87.0),
+        *rows("low-rank-in-network", 40.0, 91.0, 91.0),
+        *rows("full-continued", 40.0, 92.0, 92.0),
+        *rows("dpq-vq", 40.0, 93.0, 93.0),
     ]
     assert plot.verdict(cells) == (
         "DPQ-SX (at=25.0, ratio 25.0): -1.00 points to the full embedding; "
