@@ -6,21 +6,18 @@ Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job 
 import itertools
 import json
 import os
-import platform
 import shutil
-import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpq_ref.compressed import write_atomically
+from dpq_ref.environment import environment
 
 Record = dict[str, Any]
 
@@ -172,7 +169,7 @@ class Sweep:
         except Exception:
             record["error"] = traceback.format_exc()
         steps[slot] = self.cost(run)
-        record["environment"] = environment()
+        record["environment"] = environment() | {"backend": "numba", "threads_per_run": 1}
         write_atomically(work / "runs" / f"{run.name}.json", json.dumps(record, indent=1).encode())
         return record
 
@@ -184,28 +181,3 @@ def _publish(work: Path, final: Path, runs: list[Run]) -> None:
     for run in runs:
         shutil.move(work / "runs" / f"{run.name}.json", final / f"{run.name}.json")
     shutil.rmtree(work)
-
-
-@lru_cache(maxsize=1)
-def environment() -> Record:
-    """Versions, processor and commit that results come from."""
-    packages = ("numpy", "numba", "scipy", "scikit-learn", "dpq-ref")
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "backend": "numba",
-        "threads_per_run": 1,
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -45,7 +45,7 @@ class Killed(Exception):
     pass
 
 
-def run(folder, *, kill_at=None, optimizer=Adam, steps=12, metric="perplexity_validation", **options):
+def run(folder, *, kill_at=None, optimizer=Adam, steps=12, metric="validation_perplexity", **options):
     """Train; the metric is a sum that depends on all parameters."""
     model = Noisy()
 
@@ -155,7 +155,7 @@ def test_time_is_up(tmp_path):
     assert numbers(progress) == numbers(run(tmp_path / "whole")[1])
 
 
-@pytest.mark.parametrize(("metric", "best"), [("perplexity_validation", 15), ("accuracy_validation", 10)])
+@pytest.mark.parametrize(("metric", "best"), [("validation_perplexity", 15), ("accuracy_validation", 10)])
 def test_best_evaluation_and_patience(tmp_path, metric, best):
     """Lower or higher is better as the metric says; equal is not better."""
     values = iter([4.0, 5.0, 3.0, 3.0, 4.0, 9.0])
@@ -167,7 +167,7 @@ def test_best_evaluation_and_patience(tmp_path, metric, best):
 
 def test_best_state_is_that_of_the_best_step(tmp_path):
     values = iter([1.0, 2.0, 3.0])
-    model, _ = run(tmp_path, steps=15, evaluate=lambda: {"perplexity_validation": next(values)})
+    model, _ = run(tmp_path, steps=15, evaluate=lambda: {"validation_perplexity": next(values)})
     early, _ = run(tmp_path / "early", steps=5)
     for name, array in early.state().items():
         np.testing.assert_array_equal(job.best(tmp_path)[name], array)

@@ -117,7 +117,7 @@ class SoftmaxOutput:
         losses, d_x = np.empty(len(x), self.dtype), np.empty_like(x)
         self.d_weight, d_bias = np.zeros_like(weight), np.zeros_like(self.params["bias"])
         for block in self._blocks(len(x)):
-            logits = x[block] @ weight.T + self.params["bias"]
+            logits = self.logits(x[block], weight)
             losses[block], d_logits = self.kernels.cross_entropy(
                 logits, labels[block], weights[block], self.smoothing
             )
@@ -151,7 +151,9 @@ class SoftmaxOutput:
 
     def logits(self, x: Array, weight: Array | None = None) -> Array:
         """Logits x W^T + bias in evaluation, (b, dim) -> (b, vocab_size)."""
-        return x @ self._weight(weight).T + self.params["bias"]
+        logits = x @ self._weight(weight).T
+        logits += self.params["bias"]
+        return logits
 
     def _weight(self, weight: Array | None) -> Array:
         if weight is None and "weight" not in self.params:

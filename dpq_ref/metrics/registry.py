@@ -59,9 +59,9 @@ METRICS = {
         Metric("accuracy", "test accuracy", "%", "higher", accuracy),
         Metric("accuracy_best_test", "best test accuracy of all evaluations", "%", "higher", accuracy),
         Metric("accuracy_validation", "validation accuracy", "%", "higher", accuracy),
-        Metric("perplexity", "test perplexity", "", "lower"),
-        Metric("perplexity_last", "test perplexity after the last epoch", "", "lower"),
-        Metric("perplexity_validation", "validation perplexity", "", "lower"),
+        Metric("test_perplexity", "test perplexity", "", "lower"),
+        Metric("test_perplexity_last", "test perplexity after the last epoch", "", "lower"),
+        Metric("validation_perplexity", "validation perplexity", "", "lower"),
         Metric("codes_used", "codes used", "share", "higher"),
         Metric("code_perplexity", "perplexity of the codes", "codes", "higher"),
         # Of a table and its reconstruction; "weighted" with the frequencies as weights.

@@ -4,18 +4,25 @@ Embedding, dropout, LSTM, dropout, LSTM, ..., dropout, softmax over the vocabula
 batch to batch. Loss of a batch: the cross-entropy, averaged over its rows and summed over its steps.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpq_ref import checks
-from dpq_ref.datasets.language import unroll
+from dpq_ref import checks, job
+from dpq_ref.compressed import Compressed
+from dpq_ref.compressed.base import write_atomically
+from dpq_ref.datasets.language import LanguageDataset, unroll
+from dpq_ref.environment import environment
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import LSTM, Dropout, SoftmaxOutput
 from dpq_ref.network import Network
+from dpq_ref.optim import SGD
 
 CHUNK = 500  # steps at a time in evaluation; any number gives the same losses
 
@@ -248,3 +255,102 @@ class LanguageModel(Network):
     def perplexity(self, ids: Integers, **options: Any) -> float:
         """Perplexity exp(mean loss), with the options of `losses`."""
         return float(np.exp(self.losses(ids, **options).mean(dtype=np.float64)))
+
+
+PROTOCOL = (
+    "test_perplexity: at the epoch of the lowest validation perplexity; test_perplexity_last: after the last "
+    "epoch, as released. Test: one row, all words but the first, the state carried throughout; validation: the "
+    "rows and steps of training."
+)
+
+
+def train(
+    folder: str | os.PathLike,
+    data: LanguageDataset,
+    model: LanguageModel,
+    plan: Plan,
+    *,
+    config: dict[str, Any],
+    max_minutes: float | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any] | None:
+    """Train a language model in a folder by the paper's protocol, or go on there; see `dpq_ref.job`.
+
+    Parameters
+    ----------
+    folder : path
+        Gets config.json, metrics.jsonl and checkpoints while it runs; result.json and, of a compressed
+        embedding at the best epoch, embedding.safetensors at the end.
+    data : LanguageDataset
+    model : LanguageModel
+        As it starts.
+    plan : Plan
+    config : dict
+        JSON-able; what `model` was made from, its seed included.
+    max_minutes, on_step
+        As in `dpq_ref.job.fit`.
+
+    Returns
+    -------
+    dict or None
+        What is in result.json; None if time was up before.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As in `dpq_ref.job.fit`.
+    """
+    folder = Path(folder)
+    per_epoch = len(unroll(data.train, plan.batch_size, plan.n_steps)[0])
+    config = config | {"plan": asdict(plan), "data": data.name, "data_sha256": data.sha256}
+    progress = job.fit(
+        folder,
+        model,
+        SGD(model.params, plan.learning_rate),
+        lambda start: batches(data.train, plan.batch_size, plan.n_steps, start),
+        config=config,
+        steps=plan.epochs * per_epoch,
+        evaluate=lambda: {
+            "validation_perplexity": model.perplexity(
+                data.validation, batch_size=plan.batch_size, n_steps=plan.n_steps
+            )
+        },
+        metric="validation_perplexity",
+        evaluate_every=per_epoch,
+        schedule=lambda step: plan.rate((step - 1) // per_epoch),
+        clip_norm=plan.clip_norm,
+        max_minutes=max_minutes,
+        on_step=on_step,
+    )
+    if not progress.done:
+        return None
+    last = model.perplexity(data.test)
+    model.load_state(job.best(folder))
+    table = model.embedding.export() if hasattr(model.embedding, "export") else None
+    best = next(e for e in progress.evaluations if e["step"] == progress.best_step)
+    # What counts is what the artefact does.
+    vectors = None if table is None else table.reconstruct()
+    result = {
+        "test_perplexity": model.perplexity(data.test, vectors=vectors),
+        "test_perplexity_last": last,
+        "validation_perplexity": best["validation_perplexity"],
+        "best_epoch": progress.best_step // per_epoch,
+        "minutes": progress.history.seconds / 60,
+        "evaluations": progress.evaluations,
+        "protocol": PROTOCOL,
+        **_sizes(model, table),
+        "config": config,
+        "provenance": data.provenance,
+        "environment": environment(),
+    }
+    if table is not None:
+        table.save(folder / "embedding.safetensors")
+    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def _sizes(model: LanguageModel, table: Compressed | None) -> dict[str, Any]:
+    """Bits of the embedding by part, and how much smaller it is than in float32."""
+    full = 32 * model.embedding.vocab_size * model.embedding.dim
+    bits = {"table": full} if table is None else table.bits()
+    return {"bits": bits, "compression_ratio": full / sum(bits.values())}
