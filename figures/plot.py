@@ -245,8 +245,7 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     front = pareto(cells, METRICS[metric].better)
     band: Any = {"color": "0.6", "lw": 5, "alpha": 0.35, "zorder": 0, "label": "Pareto front"}
     axes.errorbar([c.ratio for c in front], [c.mean for c in front], **band)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    ratio_axis(axes)
     axes.set_xlabel("compression ratio of the table (32 bits an entry over the bits stored)")
     axes.set_ylabel(METRICS[metric].axis)
     if METRICS[metric].better == "lower":
@@ -257,6 +256,14 @@ def _quality(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path
     axes.set_title(f"{rows[0]['dataset']}, {n} seed{'s' if n > 1 else ''}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return save_figure(figure, folder / name, _numbers(cells, front))
+
+
+def ratio_axis(axes: Any) -> None:
+    """Make the x axis of what is drawn one of ratios: logarithmic, or linear where they are much alike."""
+    low, high = axes.dataLim.intervalx
+    if high >= 4 * low:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
 
 
 def _numbers(cells: list[Cell], front: list[Cell]) -> list[Row]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS, Metric
-from figures.plot import pareto
+from figures.plot import pareto, ratio_axis
 from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
 
 Row = dict[str, Any]
@@ -152,8 +152,9 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     cells = cells_of(records)
     main = [cell for cell in cells if "figure" not in cell.parameters]
     written = [folder / "results.csv", folder / "table.txt"]
-    rows = [row for record in records for row in rows_of(record)]
-    write_atomically(written[0], to_csv(rows, rows[0]).encode())
+    rows = [row_of(record) for record in records]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    write_atomically(written[0], to_csv(rows, columns).encode())
     console = Console(file=io.StringIO(), width=240, record=True)
     for table in tables_of(main):
         console.print(table)
@@ -176,8 +177,8 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     return written
 
 
-def rows_of(record: dict[str, Any]) -> list[Row]:
-    """Rows of the CSV, one a metric."""
+def row_of(record: dict[str, Any]) -> Row:
+    """Row of the CSV: what was run, its bits, and a column a metric."""
     run = record["specification"]
     row = {
         "dataset": run["dataset"],
@@ -188,8 +189,7 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
         "parts": " ".join(f"{part}={bits}" for part, bits in record["bits"].items()),
         "compression_ratio": round(record["compression_ratio"], 4),
     }
-    values = values_of(record).items()
-    return [row | {"metric": name, "value": float(f"{value:.6g}")} for name, value in values]
+    return row | {name: float(f"{value:.6g}") for name, value in values_of(record).items()}
 
 
 def tables_of(cells: list[Cell]) -> list[Any]:
@@ -307,8 +307,7 @@ class _Point:
 
 
 def _axes(axes: Any, metric: Metric) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    ratio_axis(axes)
     if metric.name in LOGARITHMIC:
         axes.set_yscale("log")
     if metric.name.endswith("relative_error"):

@@ -24,7 +24,7 @@ from dpq_ref import datasets
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
-from dpq_ref.metrics import CodeUsage, accuracy, code_usage, relative_error
+from dpq_ref.metrics import CodeUsage, accuracy, code_usage, judge
 from dpq_ref.optim import Adam
 from dpq_ref.schedules import CyclicallyAnnealedRate
 from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
@@ -323,8 +323,7 @@ def _compress(
         name: accuracy(model.predict(split, table=rows, max_tokens=grid.plan.max_tokens), split.labels)
         for name, split in (("accuracy", data.test), ("accuracy_validation", data.validation))
     }
-    metrics["relative_error"] = relative_error(full, rows)
-    metrics["weighted_relative_error"] = relative_error(full, rows, data.counts.astype(np.float64))
+    metrics |= judge(full, rows, data.counts, random_state=run.seed)
     record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}
     if isinstance(table, ProductTable):
         record["code_usage"] = _usage(code_usage(table.codes, table.n_codes))

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from dpq_ref.cli import main
 from dpq_ref.tasks.classify import Plan
@@ -391,3 +392,17 @@ def plot_size(path):
 def test_no_results_is_an_error_that_says_so(tmp_path):
     result = CliRunner().invoke(main, ["plot", str(tmp_path)])
     assert result.exit_code == 1 and "no results" in result.output
+
+
+@pytest.mark.parametrize(
+    ("ratios", "scale"), [((10.1, 10.6), "linear"), ((9, 20), "linear"), ((4, 16), "log")]
+)
+def test_the_axis_of_ratios_has_ticks(ratios, scale):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.errorbar(ratios, (1, 2), (0.1, 0.1))
+    plot.ratio_axis(axes)
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    assert axes.get_xscale() == scale
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2

@@ -134,7 +134,11 @@ def test_files(results):
     assert names == figures | {"runs", "results.csv", "table.txt"}
     rows = list(csv.DictReader((results / "results.csv").open()))
     assert {row["method"] for row in rows} == {"low-rank", "product", "itq", "iiq"}
-    row = next(r for r in rows if r["method"] == "product" and r["metric"] == "relative_error")
+    assert len(rows) == len(list((results / "runs").iterdir()))  # a row a run
+    row = next(r for r in rows if r["method"] == "product" and r["parameters"] == "ratio=4")
+    record = json.loads((results / "runs" / f"product_ratio=4_seed={row['seed']}.json").read_text())
+    for name, value in record["metrics"].items():
+        np.testing.assert_allclose(float(row[name]), value, rtol=1e-5)
     bits = sum(int(part.split("=")[1]) for part in row["parts"].split())
     assert int(row["bits"]) == bits and float(row["compression_ratio"]) >= 4
     text = (results / "table.txt").read_text()
