@@ -259,8 +259,8 @@ class LanguageModel(Network):
 
 PROTOCOL = (
     "test_perplexity: at the epoch of the lowest validation perplexity; test_perplexity_last: after the last "
-    "epoch, as released. Test: one row, all words but the first, the state carried throughout; validation: the "
-    "rows and steps of training."
+    "epoch, as released. Test: one row, all words but the first, state carried. Validation: rows and "
+    "steps as in training."
 )
 
 
