@@ -116,6 +116,156 @@ def plot(results: Path) -> None:
         _draw(results)
 
 
+def _options(*options: Any) -> Any:
+    """Add several options to a command, in their order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_training = _options(
+    click.option("--data", help="Folder of the data. Default: the built-in corpus; none with --preset."),
+    click.option(
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of the training. Default: results/ and the name of the preset or task.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--max-minutes", type=click.FloatRange(0), help="Stop after so long; the same command goes on."
+    ),
+)
+_embedding = _options(
+    click.option(
+        "--embedding",
+        "kind",
+        type=click.Choice(["full", "dpq-sx", "dpq-vq", "low-rank"]),
+        default="full",
+        show_default=True,
+    ),
+    click.option("--n-groups", type=click.IntRange(1), help="DPQ: digits of a code, D."),
+    click.option("--n-codes", type=click.IntRange(2), help="DPQ: values of a digit, K."),
+    click.option("--shared", is_flag=True, default=None, help="DPQ: one codebook for all groups."),
+    click.option("--additive", is_flag=True, default=None, help="DPQ: values as wide as the output."),
+    click.option("--query-width", type=click.IntRange(1), help="DPQ-SX: width of a query."),
+    click.option("--temperature", type=float, help="DPQ-SX: of the softmax in the backward."),
+    click.option(
+        "--no-batch-norm", "batch_norm", flag_value=False, type=bool, default=None, help="DPQ: of responses."
+    ),
+    click.option("--rank", type=click.IntRange(1), help="Low rank."),
+)
+_LAYER = ("n_groups", "n_codes", "shared", "additive", "query_width", "temperature", "batch_norm", "rank")
+
+
+@main.group(invoke_without_command=True)
+@click.option("--preset", help="Settings of a row of the paper's tables; 'list' shows them all.")
+@_training
+@click.pass_context
+def train(context: click.Context, preset: str | None, **options: Any) -> None:
+    """Train a task with an embedding of any kind.
+
+    A training lives in the folder OUTPUT: stopped at any time, the same command goes on with it. There are
+    metrics.jsonl while it runs, and at the end result.json and embedding.safetensors.
+
+    With --preset no command is needed.
+    """
+    if context.invoked_subcommand:
+        return
+    from dpq_ref.tasks import recipe
+
+    if preset is None:
+        click.echo(context.get_help())
+    elif preset == "list":
+        for name, settings in recipe.presets().items():
+            layer = " ".join(f"{key}={value}" for key, value in settings["embedding"].items())
+            click.echo(f"{name:24} {settings['folder']}, {settings.get('model', 'mean of words')}: {layer}")
+    else:
+        with _clear_errors():
+            made = recipe.preset(preset, seed=options.pop("seed"))
+            if options["data"] is None:
+                raise click.UsageError(f"--data: the folder of {recipe.presets()[preset]['folder']}")
+            _run(made, preset, **options)
+
+
+@train.command()
+@_training
+@click.option(
+    "--model",
+    type=click.Choice(["small", "medium", "large"]),
+    default="small",
+    show_default=True,
+    help="Size of the LSTM.",
+)
+@_embedding
+@click.option("--tied", is_flag=True, help="One table for the words of the input and of the output.")
+@click.option("--epochs", type=click.IntRange(1), help="Default: what the size says.")
+def lm(model: str, tied: bool, epochs: int | None, seed: int, **options: Any) -> None:
+    """Train a language model: LSTM over words, judged by perplexity.
+
+    DATA has a train, a valid and a test file: text as in Penn Treebank or WikiText-2.
+    """
+    from dpq_ref.tasks.recipe import Recipe
+
+    plan = {} if epochs is None else {"epochs": epochs}
+    output = "tied" if tied else None
+    with _clear_errors():
+        recipe = Recipe("lm", _layer(options), model=model, output=output, plan=plan, seed=seed)
+        _run(recipe, "lm", **options)
+
+
+@train.command()
+@_training
+@_embedding
+@click.option("--steps", type=click.IntRange(1), help="Batches of 64 texts. Default: 5,000.")
+def classify(steps: int | None, seed: int, **options: Any) -> None:
+    """Train a text classifier: mean of word vectors and two dense layers, judged by accuracy.
+
+    DATA has train and test as .csv or .tsv, label first (.gz and .xz, too).
+    """
+    from dpq_ref.tasks.recipe import Recipe
+
+    plan = {} if steps is None else {"steps": steps}
+    with _clear_errors():
+        _run(Recipe("classify", _layer(options), plan=plan, seed=seed), "classify", **options)
+
+
+def _layer(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of the embedding out of the options."""
+    settings = {name: options.pop(name) for name in ("kind", *_LAYER)}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _run(recipe: Any, name: str, data: str | None, output: Path | None, max_minutes: float | None) -> None:
+    """Train with a progress bar, and print what came out."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from dpq_ref.tasks.recipe import run
+
+    output = output or Path("results") / f"{name}-seed{recipe.seed}"
+    columns = TextColumn("step {task.completed} of {task.total}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        result = run(
+            recipe,
+            data or "builtin",
+            output,
+            max_minutes=max_minutes,
+            started=lambda steps: bar.update(task, total=steps),
+            on_step=lambda step: bar.update(task, completed=step),
+        )
+    if result is None:
+        click.echo(f"time is up; the same command goes on with {output}")
+        return
+    for key, value in result.items():
+        if isinstance(value, (int, float)):
+            click.echo(f"{key:24} {value:.6g}")
+    click.echo(f"{output / 'result.json'}\n{output / 'embedding.safetensors'}")
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """End with one line for what a user can mend, and say how an interrupted job goes on."""
@@ -124,7 +274,7 @@ def _clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on where it was", err=True)
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
 
 

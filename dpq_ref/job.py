@@ -4,6 +4,8 @@ config.json     what is trained; another configuration does not go on from here
 metrics.jsonl   one line per evaluation, while it runs
 checkpoints/    the last two, each with the whole state: model, optimizer, generators, history
 best.npz        state of the model at the best evaluation
+result.json     what came out, and all that it came from; at the end, as is
+embedding.safetensors   the embedding of the best evaluation, compressed
 """
 
 import json
@@ -17,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import checkpoint
-from dpq_ref.compressed.base import write_atomically
+from dpq_ref.compressed import Compressed, write_atomically
+from dpq_ref.environment import environment
 from dpq_ref.kernels.reference import Array
 from dpq_ref.metrics import METRICS
 from dpq_ref.network import Network
@@ -45,6 +48,11 @@ class Progress:
     best_step: int = 0
     done: bool = False
     history: History = field(default_factory=History)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best evaluation; empty before the first one."""
+        return next((e for e in self.evaluations if e["step"] == self.best_step), {})
 
 
 def fit(
@@ -116,9 +124,9 @@ def fit(
     def judge(step: int, loss: float) -> None:
         found = {"step": step, "loss": loss, "learning_rate": optimizer.learning_rate}
         found |= {"minutes": progress.history.seconds / 60} | evaluate()
-        best = next((e for e in progress.evaluations if e["step"] == progress.best_step), None)
+        better = not progress.best or sign * found[metric] > sign * progress.best[metric]
         progress.evaluations.append(found)
-        if best is None or sign * found[metric] > sign * best[metric]:
+        if better:
             progress.best_step = step
             checkpoint.write(folder / "best.npz", model.state(), {"step": step})
         _log(folder, progress)
@@ -156,6 +164,48 @@ def fit(
 def best(folder: str | os.PathLike) -> dict[str, Array]:
     """State of the model at the best evaluation of a training."""
     return checkpoint.read(Path(folder) / "best.npz")[0]
+
+
+def finish(
+    folder: str | os.PathLike,
+    progress: Progress,
+    found: dict[str, Any],
+    table: Compressed,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the result of a training, and its compressed embedding.
+
+    Parameters
+    ----------
+    folder : path
+    progress : Progress
+    found : dict
+        Test metrics and whatever else the task has to say, JSON-able.
+    table : Compressed
+    provenance : dict
+        Of the data.
+
+    Returns
+    -------
+    dict
+        `found`, with minutes of training, size of the table, configuration, evaluations and environment.
+    """
+    folder = Path(folder)
+    table.save(folder / "embedding.safetensors")
+    result = {
+        **found,
+        "compression_ratio": table.compression_ratio,
+        "bits": table.bits(),
+        "minutes": progress.history.seconds / 60,
+        "best_step": progress.best_step,
+        "steps": len(progress.history.losses),
+        "evaluations": progress.evaluations,
+        "config": json.loads((folder / "config.json").read_text(encoding="utf8")),
+        "data": provenance,
+        "environment": environment(),
+    }
+    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    return result
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from dpq_ref.layers.dense import Dense, Relu
 from dpq_ref.layers.dropout import Dropout
 from dpq_ref.layers.embedding import CodeUsage, DPQEmbedding, FullEmbedding, RowSparse
+from dpq_ref.layers.kinds import make_embedding
 from dpq_ref.layers.loss import SoftmaxOutput, softmax_cross_entropy
 from dpq_ref.layers.low_rank import BlockEmbedding, LowRankEmbedding, rank_kept
 from dpq_ref.layers.norm import BatchNorm
@@ -22,6 +23,7 @@ __all__ = [
     "Relu",
     "RowSparse",
     "SoftmaxOutput",
+    "make_embedding",
     "rank_kept",
     "softmax_cross_entropy",
 ]

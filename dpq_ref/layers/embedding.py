@@ -13,7 +13,7 @@ import numpy as np
 
 from dpq_ref import backend as backends
 from dpq_ref import checks, quantize
-from dpq_ref.compressed import Compressed, ProductTable
+from dpq_ref.compressed import Compressed, DenseTable, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import codebook
 from dpq_ref.metrics import CodeUsage, code_usage
@@ -170,6 +170,10 @@ class FullEmbedding(TableLayer):
         rows, inverse, _, shape = self._last_batch()
         values = self._collect(d_output, inverse, shape, len(rows))
         self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
+
+    def export(self) -> Compressed:
+        """Artefact with the table as it is, of ratio 1 in float32."""
+        return DenseTable(backends.to_numpy(self.params["table"]).copy())
 
 
 class DPQEmbedding(TableLayer):

@@ -79,9 +79,38 @@ class LowRankEmbedding(TableLayer):
             If the table has NaN or infinity, or the rank is out of range.
         """
         table = checks.as_table(table, "table")
-        if checks.positive("rank", rank) > min(table.shape):
-            raise ValueError(f"rank={rank}; a table of {table.shape} takes at most {min(table.shape)}")
+        _check_rank(rank, table.shape)
         return cls(*_best_factors(table, rank), backend=backend)
+
+    @classmethod
+    def random(
+        cls,
+        vocab_size: int,
+        dim: int,
+        *,
+        rank: int,
+        init: Any = "glorot",
+        rng: int | np.random.Generator = 0,
+        dtype: Any = np.float32,
+        backend: Any = None,
+    ) -> Self:
+        """Start at random: left as the table of a `FullEmbedding`, right so that the product varies as much.
+
+        Parameters
+        ----------
+        vocab_size, dim : int
+        rank : int
+        init : "glorot" or float
+            As in `FullEmbedding`.
+        rng : int or numpy.random.Generator
+        dtype : float32 or float64
+        backend : {"numba", "numpy"} or kernel set, optional
+        """
+        rng = np.random.default_rng(rng)
+        _check_rank(rank, (vocab_size, dim))
+        table = FullEmbedding(vocab_size, dim, init=init, rng=rng, dtype=dtype).params["table"]
+        right = rng.uniform(-1, 1, (rank, dim)) * np.sqrt(3 / rank)
+        return cls(table[:, :rank], right.astype(table.dtype), backend=backend)
 
     def forward(self, ids: Any, train: bool = True) -> Array:
         """Rows of the product.
@@ -172,6 +201,11 @@ def _best_factors(table: Array, rank: int) -> tuple[Array, Array]:
             right = linalg.svd(exact, full_matrices=False)[2][:rank]
         left = exact @ right.T
     return left.astype(table.dtype), right.astype(table.dtype)
+
+
+def _check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    if checks.positive("rank", rank) > min(shape):
+        raise ValueError(f"rank={rank}; a table of {shape} takes at most {min(shape)}")
 
 
 class BlockEmbedding(TableLayer):

@@ -5,13 +5,15 @@ at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train)`, `
 and `grads`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from dpq_ref import trainer
+from dpq_ref import job, trainer
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
@@ -237,6 +239,101 @@ def train(
     return outcome
 
 
+PROTOCOL = (
+    "test_accuracy: at the step of the highest validation accuracy, the earliest of several; "
+    "test_accuracy_best: the highest of all evaluations, as released, which is optimistic."
+)
+
+
+def fit(
+    folder: str | os.PathLike,
+    data: TextDataset,
+    model: TextClassifier,
+    plan: Plan,
+    *,
+    config: dict[str, Any],
+    seed: int = 0,
+    max_minutes: float | None = None,
+    started: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any] | None:
+    """Train a classifier in a folder, or go on there; see `dpq_ref.job`.
+
+    Parameters
+    ----------
+    folder : path
+        What it gets is said in `dpq_ref.job`.
+    data : TextDataset
+    model : TextClassifier
+        As it starts.
+    plan : Plan
+    config : dict
+        JSON-able; what `model` was made from.
+    seed : int
+        Shuffles the texts.
+    max_minutes, on_step
+        As in `dpq_ref.job.fit`.
+    started : callable, optional
+        Called with the number of all steps.
+
+    Returns
+    -------
+    dict or None
+        What is in result.json; None if time was up before.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As in `dpq_ref.job.fit`.
+    """
+    documents = data.train
+
+    def stream(start: int) -> Iterator[Any]:
+        rows = batches(len(documents), plan.batch_size, np.random.default_rng([seed, 2]))
+        for batch in islice(rows, start, None):
+            yield documents.pad(batch, plan.max_tokens), documents.labels[batch]
+
+    if started:
+        started(plan.steps)
+    progress = job.fit(
+        folder,
+        model,
+        Adam(model.params, plan.learning_rate),
+        stream,
+        config=config | {"plan": asdict(plan), "data_sha256": data.sha256},
+        steps=plan.steps,
+        evaluate=lambda: _accuracies(model, data, plan),
+        metric="validation_accuracy",
+        evaluate_every=plan.evaluate_every,
+        max_minutes=max_minutes,
+        on_step=on_step,
+    )
+    if not progress.done:
+        return None
+    model.load_state(job.best(folder))
+    table = model.embedding.export()
+    found = {
+        "test_accuracy": _accuracies(model, data, plan, table.reconstruct())["test_accuracy"],
+        "test_accuracy_best": max(e["test_accuracy"] for e in progress.evaluations),
+        "validation_accuracy": progress.best["validation_accuracy"],
+        "protocol": PROTOCOL,
+    }
+    return job.finish(folder, progress, found, table, data.provenance)
+
+
+def _accuracies(
+    model: TextClassifier, data: TextDataset, plan: Plan, table: Array | None = None
+) -> dict[str, float]:
+    """Accuracy on validation and test, in percent."""
+    table = model.table() if table is None else table
+    return {
+        f"{name}_accuracy": accuracy(
+            model.predict(data.split(name), table=table, max_tokens=plan.max_tokens), data.split(name).labels
+        )
+        for name in ("validation", "test")
+    }
+
+
 def _evaluate(
     model: TextClassifier,
     data: TextDataset,
@@ -246,11 +343,7 @@ def _evaluate(
     outcome: Outcome,
     keep: Callable[[TextClassifier], Any] | None,
 ) -> None:
-    table = model.table()
-    validation, test = (
-        accuracy(model.predict(split, table=table, max_tokens=plan.max_tokens), split.labels)
-        for split in (data.validation, data.test)
-    )
+    validation, test = _accuracies(model, data, plan).values()
     train_loss = {} if loss is None else {"loss": loss}
     outcome.evaluations.append({"step": step, **train_loss, "validation": validation, "test": test})
     outcome.accuracy_best_test = max(outcome.accuracy_best_test, test)

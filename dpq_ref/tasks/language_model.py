@@ -4,21 +4,16 @@ Embedding, dropout, LSTM, dropout, LSTM, ..., dropout, softmax over the vocabula
 batch to batch. Loss of a batch: the cross-entropy, averaged over its rows and summed over its steps.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpq_ref import checks, job
-from dpq_ref.compressed import Compressed
-from dpq_ref.compressed.base import write_atomically
 from dpq_ref.datasets.language import LanguageDataset, unroll
-from dpq_ref.environment import environment
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import LSTM, Dropout, SoftmaxOutput
 from dpq_ref.network import Network
@@ -272,6 +267,7 @@ def train(
     *,
     config: dict[str, Any],
     max_minutes: float | None = None,
+    started: Callable[[int], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any] | None:
     """Train a language model in a folder by the paper's protocol, or go on there; see `dpq_ref.job`.
@@ -279,8 +275,7 @@ def train(
     Parameters
     ----------
     folder : path
-        Gets config.json, metrics.jsonl and checkpoints while it runs; result.json and, of a compressed
-        embedding at the best epoch, embedding.safetensors at the end.
+        What it gets is said in `dpq_ref.job`.
     data : LanguageDataset
     model : LanguageModel
         As it starts.
@@ -289,6 +284,8 @@ def train(
         JSON-able; what `model` was made from, its seed included.
     max_minutes, on_step
         As in `dpq_ref.job.fit`.
+    started : callable, optional
+        Called with the number of all steps.
 
     Returns
     -------
@@ -300,16 +297,17 @@ def train(
     ValueError, FloatingPointError
         As in `dpq_ref.job.fit`.
     """
-    folder = Path(folder)
     per_epoch = len(unroll(data.train, plan.batch_size, plan.n_steps)[0])
-    config = config | {"plan": asdict(plan), "data": data.name, "data_sha256": data.sha256}
+    steps = plan.epochs * per_epoch
+    if started:
+        started(steps)
     progress = job.fit(
         folder,
         model,
         SGD(model.params, plan.learning_rate),
         lambda start: batches(data.train, plan.batch_size, plan.n_steps, start),
-        config=config,
-        steps=plan.epochs * per_epoch,
+        config=config | {"plan": asdict(plan), "data_sha256": data.sha256},
+        steps=steps,
         evaluate=lambda: {
             "validation_perplexity": model.perplexity(
                 data.validation, batch_size=plan.batch_size, n_steps=plan.n_steps
@@ -326,31 +324,12 @@ def train(
         return None
     last = model.perplexity(data.test)
     model.load_state(job.best(folder))
-    table = model.embedding.export() if hasattr(model.embedding, "export") else None
-    best = next(e for e in progress.evaluations if e["step"] == progress.best_step)
-    # What counts is what the artefact does.
-    vectors = None if table is None else table.reconstruct()
-    result = {
-        "test_perplexity": model.perplexity(data.test, vectors=vectors),
+    table = model.embedding.export()
+    found = {
+        "test_perplexity": model.perplexity(data.test, vectors=table.reconstruct()),
         "test_perplexity_last": last,
-        "validation_perplexity": best["validation_perplexity"],
+        "validation_perplexity": progress.best["validation_perplexity"],
         "best_epoch": progress.best_step // per_epoch,
-        "minutes": progress.history.seconds / 60,
-        "evaluations": progress.evaluations,
         "protocol": PROTOCOL,
-        **_sizes(model, table),
-        "config": config,
-        "provenance": data.provenance,
-        "environment": environment(),
     }
-    if table is not None:
-        table.save(folder / "embedding.safetensors")
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
-    return result
-
-
-def _sizes(model: LanguageModel, table: Compressed | None) -> dict[str, Any]:
-    """Bits of the embedding by part, and how much smaller it is than in float32."""
-    full = 32 * model.embedding.vocab_size * model.embedding.dim
-    bits = {"table": full} if table is None else table.bits()
-    return {"bits": bits, "compression_ratio": full / sum(bits.values())}
+    return job.finish(folder, progress, found, table, data.provenance)

@@ -1,0 +1,153 @@
+"""From a few settings to a trained model: what the command line and the presets have in common."""
+
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpq_ref.layers import make_embedding
+
+PRESETS = Path(__file__).with_name("presets.toml")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train.
+
+    Attributes
+    ----------
+    task : {"lm", "classify"}
+    model : str
+        Its size, for language models.
+    embedding : dict
+        kind, and the parameters of `make_embedding`.
+    output : str or dict or None
+        Of language models, the matrix of the softmax: None for one of its own, "tied" for the embedding of
+        the input, or an embedding as above.
+    plan : dict
+        Fields of the task's plan that differ from its default.
+    seed : int
+    """
+
+    task: str
+    embedding: dict[str, Any]
+    model: str = "small"
+    output: Any = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Read the settings of each preset by name; "folder" is the data that it is meant for.
+
+    Examples
+    --------
+    >>> presets()["ptb-medium-sx"]["embedding"]
+    {'kind': 'dpq-sx', 'n_groups': 25, 'n_codes': 32, 'shared': True}
+    """
+    return tomllib.loads(PRESETS.read_text(encoding="utf8"))
+
+
+def preset(name: str, **changes: Any) -> Recipe:
+    """Recipe of a preset.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+
+    Examples
+    --------
+    >>> preset("ptb-small-full", seed=1).seed
+    1
+    """
+    if name not in presets():
+        raise ValueError(f"preset={name!r}; it takes one of {', '.join(presets())}")
+    settings = {k: v for k, v in presets()[name].items() if k != "folder"}
+    return Recipe(**settings | changes)
+
+
+def run(
+    recipe: Recipe,
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    max_minutes: float | None = None,
+    started: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any] | None:
+    """Train by a recipe in a folder, or go on there.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : path or "builtin"
+        Folder of the data, or the built-in corpus.
+    folder : path
+        Of the training; see `dpq_ref.job`.
+    max_minutes, on_step
+        As in `dpq_ref.job.fit`.
+    started : callable, optional
+        Called with the number of all steps.
+
+    Returns
+    -------
+    dict or None
+        What is in result.json; None if time was up before.
+    """
+    tasks = {"lm": _language_model, "classify": _classifier}
+    if recipe.task not in tasks:
+        raise ValueError(f"task={recipe.task!r}; it takes one of {', '.join(tasks)}")
+    options = {"max_minutes": max_minutes, "started": started, "on_step": on_step}
+    return tasks[recipe.task](recipe, data, folder, **options)
+
+
+def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    """For the embedding, and for the rest: with another embedding the rest starts the same."""
+    return np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+
+
+def _with(plan: Any, changes: dict[str, Any]) -> Any:
+    unknown = changes.keys() - asdict(plan).keys()
+    if unknown:
+        raise ValueError(f"plan has no {', '.join(sorted(unknown))}; it takes {', '.join(asdict(plan))}")
+    return replace(plan, **changes)
+
+
+def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
+    from dpq_ref.datasets.language import load_builtin_language, load_language
+    from dpq_ref.tasks.language_model import SIZES, LanguageModel, train
+
+    if recipe.model not in SIZES:
+        raise ValueError(f"model={recipe.model!r}; it takes one of {', '.join(SIZES)}")
+    plan = _with(SIZES[recipe.model], recipe.plan)
+    corpus = load_builtin_language() if path == "builtin" else load_language(path)
+    first, rest = _generators(recipe.seed)
+    shape = (len(corpus.vocabulary), plan.n_hidden)
+
+    def make(settings: dict[str, Any]) -> Any:
+        settings = dict(settings)
+        return make_embedding(settings.pop("kind"), *shape, init=plan.init, rng=first, **settings)
+
+    embedding = make(recipe.embedding)
+    table = embedding if recipe.output == "tied" else recipe.output and make(recipe.output)
+    model = LanguageModel(embedding, plan, table=table, rng=rest)
+    return train(folder, corpus, model, plan, config=asdict(recipe), **options)
+
+
+def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
+    from dpq_ref import datasets
+    from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, fit
+
+    plan = _with(Plan(steps=5000), recipe.plan)
+    data = datasets.load(path)
+    first, rest = _generators(recipe.seed)
+    settings = dict(recipe.embedding)
+    kind = settings.pop("kind")
+    embedding = make_embedding(kind, len(data.vocabulary), 300, padding_id=PADDING, rng=first, **settings)
+    model = TextClassifier(embedding, len(data.label_names), rng=rest)
+    return fit(folder, data, model, plan, seed=recipe.seed, config=asdict(recipe), **options)
