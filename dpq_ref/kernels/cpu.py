@@ -12,7 +12,7 @@ sum, and the partial sums are added in the order of the batch.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import extending, float64, njit, prange
 from numpy.typing import DTypeLike, NDArray
 
 from dpq_ref.kernels.reference import (
@@ -37,7 +37,6 @@ ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the
 TILE = 256  # rows of a matrix product
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
-LANES = 32  # partial sums of a long row
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 _serial: Any = njit(cache=True, nogil=True, error_model="numpy")
@@ -319,18 +318,26 @@ def _batch_norm_apply(responses, mean, deviation, normalized):
 def softmax(logits: Array, temperature: float) -> Array:
     """As `reference.softmax`."""
     probabilities = np.empty(logits.shape, logits.dtype)
-    rate = 1 / float(scalar_like(logits, temperature))
+    rate = scalar_like(logits, 1 / float(scalar_like(logits, temperature)))
     _softmax(*_inputs(logits.dtype, logits), rate, probabilities)
     return probabilities
 
 
-@_serial
-def _exp(x):
+def _exp(x: Any) -> Any:
     """exp(x) for x <= 0 in arithmetic that LLVM vectorises, which it does not do with calls of exp.
 
     With x = n ln 2 + r and |r| <= ln(2) / 2, exp(x) = 2^n exp(r), and exp(r) is its Taylor polynomial:
-    relative error 1e-14.
+    relative error 1e-14 in float64, 2e-7 in float32.
     """
+    raise NotImplementedError("for compiled code")
+
+
+@extending.overload(_exp, jit_options={"error_model": "numpy"})
+def _exp_of(x):
+    return _exp_double if x == float64 else _exp_single
+
+
+def _exp_double(x):
     shifted = x * 1.4426950408889634 + 6755399441055744.0  # + 1.5 * 2^52: rounds, with n in the lowest bits
     n = shifted - 6755399441055744.0
     r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10  # ln 2 in two parts: n ln 2 is exact
@@ -350,6 +357,23 @@ def _exp(x):
     return 0.0 if x < -708.0 else p * power
 
 
+def _exp_single(x):
+    f = np.float32
+    shifted = x * f(1.44269504) + f(12582912.0)  # + 1.5 * 2^23
+    n = shifted - f(12582912.0)
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1 / 5040)
+    p = p * r + f(1 / 720)
+    p = p * r + f(1 / 120)
+    p = p * r + f(1 / 24)
+    p = p * r + f(1 / 6)
+    p = p * r + f(0.5)
+    p = p * r + f(1)
+    p = p * r + f(1)
+    power = np.int32((f(shifted).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return f(0) if x < f(-87) else p * power
+
+
 @_parallel
 def _softmax(logits, rate, probabilities):
     b, D, K = logits.shape
@@ -360,7 +384,7 @@ def _softmax(logits, rate, probabilities):
                 x = logits[i, j, k]
                 largest = largest if largest >= x else x
             for k in range(K):
-                probabilities[i, j, k] = _exp(np.float64(logits[i, j, k] - largest) * rate)
+                probabilities[i, j, k] = _exp((logits[i, j, k] - largest) * rate)
             total = 0.0
             for k in range(K):
                 total += probabilities[i, j, k]
@@ -825,15 +849,17 @@ def _hamming(words, others, out):
 
 @_serial
 def _sigmoid(x):
+    one = type(x)(1)
     e = _exp(-abs(x))
-    return (1.0 if x >= 0 else e) / (1 + e)
+    return (one if x >= 0 else e) / (one + e)
 
 
 @_serial
 def _tanh(x):
-    """tanh(x), absolute error 1e-14."""
-    e = _exp(-2 * abs(x))
-    t = (1 - e) / (1 + e)
+    """tanh(x), with an absolute error of the order of the last digit."""
+    one = type(x)(1)
+    e = _exp(-(abs(x) + abs(x)))
+    t = (one - e) / (one + e)
     return t if x >= 0 else -t
 
 
@@ -851,15 +877,15 @@ def _lstm_cell(gates, cell, activations, new, hidden):
     b, h = cell.shape
     for n in range(b):
         for k in range(2 * h):
-            activations[n, k] = _sigmoid(np.float64(gates[n, k]))
+            activations[n, k] = _sigmoid(gates[n, k])
         for k in range(2 * h, 3 * h):
-            activations[n, k] = _tanh(np.float64(gates[n, k]))
+            activations[n, k] = _tanh(gates[n, k])
         for k in range(3 * h, 4 * h):
-            activations[n, k] = _sigmoid(np.float64(gates[n, k]))
+            activations[n, k] = _sigmoid(gates[n, k])
         for k in range(h):
             new[n, k] = activations[n, h + k] * cell[n, k] + activations[n, k] * activations[n, 2 * h + k]
         for k in range(h):
-            hidden[n, k] = activations[n, 3 * h + k] * _tanh(np.float64(new[n, k]))
+            hidden[n, k] = activations[n, 3 * h + k] * _tanh(new[n, k])
 
 
 def lstm_cell_backward(
@@ -881,7 +907,7 @@ def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_bef
     one = cell.dtype.type(1)
     for n in range(b):
         for k in range(h):
-            d_before[n, k] = _tanh(np.float64(new[n, k]))
+            d_before[n, k] = _tanh(new[n, k])
         for k in range(h):
             i, f = activations[n, k], activations[n, h + k]
             g, o, t = activations[n, 2 * h + k], activations[n, 3 * h + k], d_before[n, k]
@@ -902,53 +928,31 @@ def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: fl
     losses, d_logits = np.empty(b, logits.dtype), np.empty((b, C), logits.dtype)
     hit, rest = scalar_like(logits, 1 - smoothing), scalar_like(logits, smoothing / C if C else 0)
     inputs = _inputs(np.int64, labels) + _inputs(logits.dtype, weights)
-    _cross_entropy(*_inputs(logits.dtype, logits), *inputs, hit, rest, losses, d_logits)
+    largest = logits.max(axis=1, initial=-np.inf)
+    _cross_entropy(*_inputs(logits.dtype, logits), largest, *inputs, hit, rest, losses, d_logits)
     return losses, d_logits
 
 
-@_serial
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
 def _sum(x):
-    """Sum in LANES partial sums, which LLVM keeps in vector registers."""
-    lanes = np.zeros(LANES)
-    whole = x.size - x.size % LANES
-    for start in range(0, whole, LANES):
-        for c in range(LANES):
-            lanes[c] += x[start + c]
-    total = 0.0
-    for c in range(LANES):
-        total += lanes[c]
-    for k in range(whole, x.size):
+    """Sum of a row in vector registers, hence in another order than theirs."""
+    total = x.dtype.type(0)
+    for k in range(x.size):
         total += x[k]
     return total
 
 
-@_serial
-def _max(x):
-    """Largest entry, or NaN if there is one, as `numpy.max`."""
-    lanes = np.full(LANES, -np.inf, x.dtype)
-    whole = x.size - x.size % LANES
-    for start in range(0, whole, LANES):
-        for c in range(LANES):
-            lanes[c] = lanes[c] if not x[start + c] > lanes[c] else x[start + c]
-    largest = lanes[0]
-    for c in range(LANES):
-        largest = max(largest, lanes[c])
-    for k in range(whole, x.size):
-        largest = max(largest, x[k])
-    return largest
-
-
 @_parallel
-def _cross_entropy(logits, labels, weights, hit, rest, losses, d_logits):
+def _cross_entropy(logits, largest, labels, weights, hit, rest, losses, d_logits):
     b, C = logits.shape
     for i in prange(b):
-        largest = _max(logits[i])
+        top = largest[i]
         for k in range(C):
-            d_logits[i, k] = _exp(np.float64(logits[i, k] - largest))
+            d_logits[i, k] = _exp(logits[i, k] - top)
         total = _sum(d_logits[i])
-        loss = np.log(total) - hit * (logits[i, labels[i]] - largest)
+        loss = np.log(total) - hit * (logits[i, labels[i]] - top)
         if rest > 0:
-            loss -= rest * (_sum(logits[i]) - C * np.float64(largest))
+            loss -= rest * (_sum(logits[i]) - C * np.float64(top))
         losses[i] = loss
         scale, shift = logits.dtype.type(weights[i] / total), rest * weights[i]
         for k in range(C):
