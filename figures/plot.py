@@ -122,7 +122,7 @@ def table_of(rows: Iterable[Row]) -> Any:
     table = Table(title=None)
     for header in ("method", "parameters", "bits", "ratio", "accuracy %", "±", "to full", "seconds"):
         table.add_column(header, justify="left" if header in ("method", "parameters") else "right")
-    cells = cells_of(rows, "accuracy")
+    cells = cells_of(rows, "test_accuracy")
     full = next(cell.mean for cell in cells if cell.method == "full")
     for cell in cells:
         table.add_row(
@@ -143,7 +143,7 @@ def verdict(rows: Iterable[Row]) -> str:
 
     The offline ones are those of `baselines`: they compress a trained table.
     """
-    cells = cells_of(rows, "accuracy")
+    cells = cells_of(rows, "test_accuracy")
     full = next(cell for cell in cells if cell.method == "full")
     lines = []
     for dpq in cells:
@@ -198,10 +198,10 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     write_atomically(written[0], to_csv(rows, COLUMNS).encode())
     write_atomically(written[1], console.export_text().encode())
     with matplotlib.rc_context(RC):
-        cells = cells_of(rows, "accuracy")
+        cells = cells_of(rows, "test_accuracy")
         ratios = [cell.ratio for cell in cells if not cell.method.startswith("full")]
         one_size = ratios and max(ratios) < SAME * min(ratios)
-        written += (_dots if one_size else _quality)(folder, rows, "accuracy", "accuracy")
+        written += (_dots if one_size else _quality)(folder, rows, "test_accuracy", "accuracy")
         if cells_of(rows, "relative_error"):
             written += _quality(folder, rows, "relative_error", "reconstruction")
         if any("code_usage" in record for record in records):

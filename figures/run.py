@@ -173,7 +173,7 @@ def _cost(grid: Grid, run: Run) -> int:
 
 
 def _line(record: Record) -> str:
-    percent, ratio = record["metrics"]["accuracy"], record["compression_ratio"]
+    percent, ratio = record["metrics"]["test_accuracy"], record["compression_ratio"]
     return f"{percent:.2f} % at ratio {ratio:.1f}, {record['seconds']['fit']:.1f} s"
 
 
@@ -275,9 +275,9 @@ def _train(
         "bits": {"table": 32 * n * grid.dim},
         "compression_ratio": 1.0,
         "metrics": {
-            "accuracy": outcome.accuracy,
-            "accuracy_best_test": outcome.accuracy_best_test,
-            "accuracy_validation": outcome.accuracy_validation,
+            "test_accuracy": outcome.accuracy,
+            "test_accuracy_best": outcome.accuracy_best_test,
+            "validation_accuracy": outcome.accuracy_validation,
         },
         "seconds": {"compile": compiled, "fit": outcome.train_seconds},
         "best_step": outcome.best_step,
@@ -321,7 +321,7 @@ def _compress(
     rows = table.reconstruct()
     metrics = {
         name: accuracy(model.predict(split, table=rows, max_tokens=grid.plan.max_tokens), split.labels)
-        for name, split in (("accuracy", data.test), ("accuracy_validation", data.validation))
+        for name, split in (("test_accuracy", data.test), ("validation_accuracy", data.validation))
     }
     metrics |= judge(full, rows, data.counts, random_state=run.seed)
     record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}

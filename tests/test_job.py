@@ -155,7 +155,7 @@ def test_time_is_up(tmp_path):
     assert numbers(progress) == numbers(run(tmp_path / "whole")[1])
 
 
-@pytest.mark.parametrize(("metric", "best"), [("validation_perplexity", 15), ("accuracy_validation", 10)])
+@pytest.mark.parametrize(("metric", "best"), [("validation_perplexity", 15), ("validation_accuracy", 10)])
 def test_best_evaluation_and_patience(tmp_path, metric, best):
     """Lower or higher is better as the metric says; equal is not better."""
     values = iter([4.0, 5.0, 3.0, 3.0, 4.0, 9.0])

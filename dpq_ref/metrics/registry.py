@@ -56,9 +56,6 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "test accuracy", "%", "higher", accuracy),
-        Metric("accuracy_best_test", "best test accuracy of all evaluations", "%", "higher", accuracy),
-        Metric("accuracy_validation", "validation accuracy", "%", "higher", accuracy),
         Metric("test_accuracy", "test accuracy", "%", "higher", accuracy),
         Metric("test_accuracy_best", "best test accuracy of all evaluations", "%", "higher", accuracy),
         Metric("validation_accuracy", "validation accuracy", "%", "higher", accuracy),

@@ -156,7 +156,7 @@ def test_results_have_all_runs_in_the_promised_columns(results):
     with open(results / "results.csv", encoding="utf8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == plot.COLUMNS
-    accuracy = [row for row in rows if row["metric"] == "accuracy"]
+    accuracy = [row for row in rows if row["metric"] == "test_accuracy"]
     assert len(accuracy) == 12
     assert {row["method"] for row in rows} == {"full", "dpq-sx", "product", "uniform"}
     assert all(float(row["value"]) > 80 for row in accuracy if row["method"] in ("full", "dpq-sx"))
@@ -250,9 +250,9 @@ def test_training_goes_on_where_the_full_classifier_stopped(continued, schedule,
     full = continued[f"full_seed={seed}"]["metrics"]
     record = continued[f"full-continued_schedule={schedule}_seed={seed}"]
     start = record["evaluations"][0]
-    assert (start["step"], start["validation"]) == (0, full["accuracy_validation"])
-    assert start["test"] == full["accuracy"]
-    assert record["metrics"]["accuracy_validation"] >= full["accuracy_validation"]
+    assert (start["step"], start["validation"]) == (0, full["validation_accuracy"])
+    assert start["test"] == full["test_accuracy"]
+    assert record["metrics"]["validation_accuracy"] >= full["validation_accuracy"]
     assert [e["step"] for e in record["evaluations"]] == [0, 10]
     assert record["compression_ratio"] == 1
 
@@ -272,13 +272,13 @@ def test_training_goes_on_where_the_full_classifier_stopped(continued, schedule,
 def test_training_in_the_network_starts_where_compression_ends(continued, name, offline, seed):
     record, alone = continued[f"{name}_seed={seed}"], continued[f"{offline}_seed={seed}"]
     start = record["evaluations"][0]
-    assert start["validation"] == pytest.approx(alone["metrics"]["accuracy_validation"])
-    assert start["test"] == pytest.approx(alone["metrics"]["accuracy"])
+    assert start["validation"] == pytest.approx(alone["metrics"]["validation_accuracy"])
+    assert start["test"] == pytest.approx(alone["metrics"]["test_accuracy"])
     assert sum(record["bits"].values()) == sum(alone["bits"].values())
     if offline.startswith("low-rank"):
         assert sum(record["bits"].values()) == 32 * 2 * (8 + 12)
     best = max(record["evaluations"], key=lambda e: e["validation"])
-    assert (record["best_step"], record["metrics"]["accuracy"]) == (best["step"], best["test"])
+    assert (record["best_step"], record["metrics"]["test_accuracy"]) == (best["step"], best["test"])
 
 
 def test_in_the_network_the_loss_falls_further(continued):
@@ -317,9 +317,9 @@ def test_pareto_front_by_hand():
 
 
 def test_a_method_without_a_style_is_drawn_last_under_its_name():
-    row = {"parameters": "", "bits": 1, "metric": "accuracy", "value": 1.0, "seconds": 1.0, "seed": 0}
+    row = {"parameters": "", "bits": 1, "metric": "test_accuracy", "value": 1.0, "seconds": 1.0, "seed": 0}
     rows = [row | {"method": m, "compression_ratio": r} for m, r in (("mine", 2.0), ("uniform", 4.0))]
-    cells = plot.cells_of([*rows, row | {"method": "full", "compression_ratio": 1.0}], "accuracy")
+    cells = plot.cells_of([*rows, row | {"method": "full", "compression_ratio": 1.0}], "test_accuracy")
     assert [cell.method for cell in cells] == ["full", "uniform", "mine"]
     assert plot.style_of("mine")[0] == "mine"
 
@@ -333,7 +333,8 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
     def rows(method, ratio, *values):
         row = {"method": method, "parameters": f"at={ratio}", "bits": 1, "compression_ratio": ratio}
         return [
-            row | {"metric": "accuracy", "value": v, "seconds": 1.0, "seed": i} for i, v in enumerate(values)
+            row | {"metric": "test_accuracy", "value": v, "seconds": 1.0, "seed": i}
+            for i, v in enumerate(values)
         ]
 
     cells = [
@@ -366,7 +367,7 @@ def test_methods_of_one_size_are_drawn_side_by_side(tmp_path, ratios, side_by_si
             "bits": {"all": 1},
             "compression_ratio": ratio,
             "seconds": {"fit": 1.0},
-            "metrics": {"accuracy": 90.0 - ratio},
+            "metrics": {"test_accuracy": 90.0 - ratio},
         }
         (tmp_path / "runs" / f"{method}.json").write_text(json.dumps(record))
     plot.draw(tmp_path)
@@ -378,7 +379,7 @@ def test_methods_of_one_size_are_drawn_side_by_side(tmp_path, ratios, side_by_si
     ]
     height, width = plot_size(tmp_path / "accuracy.png")
     assert (width > 3 * height) == side_by_side
-    cell = plot.cells_of(plot.rows_of(plot.read_records(tmp_path)), "accuracy")[1]
+    cell = plot.cells_of(plot.rows_of(plot.read_records(tmp_path)), "test_accuracy")[1]
     assert plot._label(cell) == "product quantization, annealed rate (10.0x)"
 
 
