@@ -201,9 +201,10 @@ def draw(folder: str | os.PathLike) -> list[Path]:
         cells = cells_of(rows, "test_accuracy")
         ratios = [cell.ratio for cell in cells if not cell.method.startswith("full")]
         one_size = ratios and max(ratios) < SAME * min(ratios)
-        written += (_dots if one_size else _quality)(folder, rows, "test_accuracy", "accuracy")
+        draw_metric = _dots if one_size else _quality
+        written += draw_metric(folder, rows, "test_accuracy", "accuracy")
         if cells_of(rows, "relative_error"):
-            written += _quality(folder, rows, "relative_error", "reconstruction")
+            written += draw_metric(folder, rows, "relative_error", "reconstruction")
         if any("code_usage" in record for record in records):
             written += _usage(folder, records)
     return written
@@ -283,7 +284,7 @@ def _numbers(cells: list[Cell], front: list[Cell]) -> list[Row]:
 
 
 def _dots(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path]:
-    """Metric of methods of one size, a line each, the full embedding on top."""
+    """Metric of methods of one size, a line each."""
     from matplotlib import pyplot
 
     cells = cells_of(rows, metric)
@@ -295,8 +296,8 @@ def _dots(folder: Path, rows: list[Row], metric: str, name: str) -> list[Path]:
         axes.errorbar(
             cell.mean, y, xerr=cell.spread, color=colour, marker=marker, mfc=hollow, ms=6, capsize=2, lw=1
         )
-    full = next(cell.mean for cell in cells if cell.method == "full")
-    axes.axvline(full, color="black", lw=0.8, ls="--", zorder=0)
+        if cell.method == "full":
+            axes.axvline(cell.mean, color="black", lw=0.8, ls="--", zorder=0)
     labels = [_label(cell) for cell in cells]
     axes.set_yticks(range(len(cells)), labels)
     axes.invert_yaxis()
