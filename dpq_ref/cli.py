@@ -109,6 +109,38 @@ def compare_table(
 
 
 @main.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False))
+@click.option("--data", required=True, help="Folder of the corpus that it was trained on.")
+@click.option(
+    "--grid",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Methods, parameters and seeds (TOML). Default: those that the paper compares with.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/language"),
+    show_default=True,
+    help="Folder for the results. An interrupted job there goes on where it was.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
+def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: int | None) -> None:
+    """Compress the tables of a trained language model by every method, and train it on.
+
+    MODEL is the folder of a finished `dpq-ref train lm` with the full embedding. Writes OUTPUT/runs/*.json:
+    perplexity, ratio and bits of each.
+    """
+    from figures.language import GRID, sweep
+
+    with _clear_errors():
+        do, runs = sweep(grid or GRID, model, data)
+        records = do(runs, output, jobs=jobs)
+    failed = [record["name"] for record in records if "error" in record]
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")
+
+
+@main.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def plot(results: Path) -> None:
     """Draw the figures of a folder of RESULTS again, from its runs alone."""

@@ -1,5 +1,6 @@
 """A model as layers by name: what optimizers, checkpoints and the training loop need of it."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,14 @@ class Network:
         """Copy all parameters and buffers to the host, by name."""
         return {name: backends.to_numpy(a).copy() for name, a in (self.params | self.buffers).items()}
 
-    def load_state(self, state: dict[str, Array], *, without: str | None = None) -> None:
+    def load_state(self, state: dict[str, Array], *, without: Collection[str] = ()) -> None:
         """Set parameters and buffers from a `state`.
 
         Parameters
         ----------
         state : dict of arrays
-        without : str, optional
-            A layer that stays as it is; `state` need not have it.
+        without : collection of str
+            Layers that stay as they are; `state` need not have them.
 
         Raises
         ------
@@ -85,7 +86,7 @@ class Network:
         wanted = {
             name: array
             for name, array in (self.params | self.buffers).items()
-            if without is None or not name.startswith(f"{without}.")
+            if name.partition(".")[0] not in without
         }
         for name, array in wanted.items():
             shape = state[name].shape if name in state else "none"

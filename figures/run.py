@@ -239,7 +239,7 @@ def _continued(grid: Grid, run: Run, data: datasets.TextDataset, work: Path) -> 
     parameters = {k: v for k, v in run.parameters.items() if k != "schedule"}
     embedding = CONTINUED[run.method](state["embedding.table"], data.counts, **parameters)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
-    model.load_state(state, without="embedding")
+    model.load_state(state, without=["embedding"])
     return model
 
 
@@ -289,7 +289,7 @@ def _train(
         return record
     table, usage, state = outcome.snapshot
     # What counts is what the artefact does: the layer's own accuracy must come out of it again.
-    model.load_state(state, without="embedding")
+    model.load_state(state, without=["embedding"])
     exported = accuracy(
         model.predict(data.test, table=table.reconstruct(), max_tokens=grid.plan.max_tokens), data.test.labels
     )
@@ -317,7 +317,7 @@ def _compress(
 
     embedding = FullEmbedding(1, grid.dim)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
-    model.load_state(state, without="embedding")
+    model.load_state(state, without=["embedding"])
     rows = table.reconstruct()
     metrics = {
         name: accuracy(model.predict(split, table=rows, max_tokens=grid.plan.max_tokens), split.labels)

@@ -72,7 +72,7 @@ def test_full_rank_leaves_the_logits_as_they_are(dtype):
     for _ in range(3):
         model.forward(ids)  # batch norm has seen something
     other = TextClassifier(LowRankEmbedding.from_table(full.params["table"], 6), 3, hidden=5, rng=9)
-    other.load_state(model.state(), without="embedding")
+    other.load_state(model.state(), without=["embedding"])
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
     np.testing.assert_allclose(other.forward(ids, False), model.forward(ids, False), **tolerance)
 

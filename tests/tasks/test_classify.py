@@ -88,7 +88,7 @@ def test_prediction_from_the_artefact_is_that_of_the_layer(data):
     table = embedding.export().reconstruct()
     np.testing.assert_array_equal(model.table(), table)
     other = TextClassifier(FullEmbedding(1, 12), 3, hidden=16, rng=9)
-    other.load_state(model.state(), without="embedding")
+    other.load_state(model.state(), without=["embedding"])
     np.testing.assert_array_equal(model.predict(data.test), other.predict(data.test, table=table))
 
 

@@ -1,0 +1,44 @@
+"""A compressed table as a layer that stays as it is, while the network around it trains."""
+
+from typing import Any
+
+import numpy as np
+
+from dpq_ref.compressed import Compressed
+from dpq_ref.kernels.reference import Array
+from dpq_ref.layers.embedding import TableLayer
+
+
+class FixedEmbedding(TableLayer):
+    """Rows of a compressed table, without parameters.
+
+    Parameters
+    ----------
+    table : Compressed
+    backend : {"numba", "numpy"} or kernel set, optional
+
+    Examples
+    --------
+    >>> from dpq_ref import DenseTable
+    >>> layer = FixedEmbedding(DenseTable(np.eye(2, dtype=np.float32)))
+    >>> layer.forward([1])
+    array([[0., 1.]], dtype=float32)
+    """
+
+    def __init__(self, table: Compressed, *, backend: Any = None):
+        self.rows = table.reconstruct()
+        n, dim = self.rows.shape
+        super().__init__(n, dim, None, self.rows.dtype, backend)
+        self.table = table
+
+    def forward(self, ids: Any, train: bool = True) -> Array:
+        """Rows, (...,) integers in [0, vocab_size) -> (..., dim)."""
+        ids = np.asarray(ids)
+        return self.kernels.gather(self.rows, ids.ravel()).reshape(*ids.shape, self.dim)
+
+    def backward(self, d_output: Array) -> None:
+        """Do nothing: there is no parameter."""
+
+    def export(self) -> Compressed:
+        """Return the table."""
+        return self.table
