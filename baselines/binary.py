@@ -305,7 +305,7 @@ def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Fl
     offset : (d,) float64
     """
     from scipy import linalg
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     shares = weights / weights.max()
     shares /= shares.sum()

@@ -100,7 +100,7 @@ class ITQ(BinaryCoder):
             If not exactly one of n_bits and a budget is given, n_bits is above d, or an entry is NaN or
             infinite.
         """
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))

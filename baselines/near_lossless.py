@@ -119,7 +119,7 @@ class NearLosslessBinarizer(BinaryCoder):
         FloatingPointError
             If the training diverges.
         """
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         X = self._table(X)
         n, d = X.shape

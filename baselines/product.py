@@ -261,7 +261,7 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn rotation and codebooks; parameters and errors as in `ProductQuantizer`."""
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))

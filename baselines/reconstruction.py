@@ -81,7 +81,7 @@ class LearnedCodes(Compressor):
         ValueError
             If a parameter does not fit the table, the budget cannot be met, or an entry is NaN or infinite.
         """
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))

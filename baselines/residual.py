@@ -312,7 +312,7 @@ class AdditiveQuantizer(ResidualQuantizer):
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn codebooks and codes; parameters and errors as in `ResidualQuantizer`."""
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         X, weights, n_groups, n_codes = self._door(X, sample_weight)
         max_iter = checks.positive("max_iter", self.max_iter)

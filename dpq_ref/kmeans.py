@@ -169,7 +169,7 @@ class KMeans:
 def principal(points: Array, weights: Array, width: int) -> Array:
     """Coordinates of points in the first principal directions of each group, (n, D, s) -> (n, D, width)."""
     from scipy import linalg
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     n, D, s = points.shape
     q = weights / weights.sum()

@@ -105,7 +105,8 @@ def execute(source: str, path: str, run: Run, work: Path, on_step: Callable[[int
         estimator, weights = make_estimator(method, data.counts.astype(np.float64))
         made[name] = estimator.fit(state[MATRICES[name]], sample_weight=weights).compress()
     layers: dict[str, Any] = {name: layer_of(table) for name, table in made.items()}
-    model = LanguageModel(layers["embedding"], plan, table=layers.get("output"), rng=np.random.default_rng([run.seed, 1]))
+    rng = np.random.default_rng([run.seed, 1])
+    model = LanguageModel(layers["embedding"], plan, table=layers.get("output"), rng=rng)
     model.load_state(state, without=["embedding", "table"])
     options = {"batch_size": plan.batch_size, "n_steps": plan.n_steps}
     found = {

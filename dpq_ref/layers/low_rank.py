@@ -191,7 +191,7 @@ def _best_factors(table: Array, rank: int) -> tuple[Array, Array]:
     A table of no fewer rows than columns goes through its Gram matrix, A^T A, quick and good to about 1e-8.
     """
     from scipy import linalg
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     exact, d = table.astype(np.float64), table.shape[1]
     with threadpool_limits(1, "blas"):

@@ -31,7 +31,7 @@ def one_thread(function: Any) -> Any:
 
     @wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1, "blas"):
             return function(*args, **kwargs)

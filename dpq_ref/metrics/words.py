@@ -301,7 +301,7 @@ def categorisation(
     100.0
     """
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     vocabulary, vectors = _check_words(words, vectors)
     concepts = list(dict.fromkeys(categories))
