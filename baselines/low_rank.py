@@ -226,7 +226,7 @@ def one_blas_thread() -> Any:
 @cache
 def _blas() -> Any:
     import scipy.linalg  # noqa: F401 (it has a BLAS of its own, which must be there to be found)
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()  # finding the libraries takes milliseconds
 
