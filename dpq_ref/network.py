@@ -1,4 +1,4 @@
-"""A model as layers by name: what optimizers, checkpoints and the training loop need of it."""
+"""Layers by name, as a model or as a larger layer: what optimizers, checkpoints and training need of them."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,7 +10,7 @@ from dpq_ref.kernels.reference import Array
 
 
 class Network:
-    """Layers by name.
+    """Layers by name; itself a layer, if it has `forward` and `backward`.
 
     A layer has `params` and `grads`. It may have `buffers`, arrays by name that training changes without a
     gradient (running statistics), and `rng`, the generator that it draws from.
@@ -62,8 +62,9 @@ class Network:
 
     @property
     def generators(self) -> dict[str, np.random.Generator]:
-        """Generators that training draws from, by layer."""
-        return {name: layer.rng for name, layer in self.layers.items() if hasattr(layer, "rng")}
+        """Generators that training draws from, by layer; of a layer made of layers, theirs."""
+        found = {name: layer.rng for name, layer in self.layers.items() if hasattr(layer, "rng")}
+        return found | self._named("generators")
 
     def state(self) -> dict[str, Array]:
         """Copy all parameters and buffers to the host, by name."""

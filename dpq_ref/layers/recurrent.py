@@ -11,6 +11,7 @@ import numpy as np
 from dpq_ref import backend as backends
 from dpq_ref import checks
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.network import Network
 
 State = tuple[Array, Array]  # hidden and cell, (b, h) each
 
@@ -154,7 +155,7 @@ class LSTM:
         return np.zeros((b, self.n_hidden), self.dtype), np.zeros((b, self.n_hidden), self.dtype)
 
 
-class BidirectionalLSTM:
+class BidirectionalLSTM(Network):
     """Two LSTMs, one from the first step to the last and one from the last to the first, side by side.
 
     M. Schuster, K. Paliwal, *Bidirectional Recurrent Neural Networks*, 1997.
@@ -181,24 +182,14 @@ class BidirectionalLSTM:
         **parameters: Any,
     ):
         rng = np.random.default_rng(rng)
-        self.ways = {way: LSTM(n_inputs, n_hidden, rng=rng, **parameters) for way in ("forward", "backward")}
+        ways = ("forward", "backward")
+        super().__init__({way: LSTM(n_inputs, n_hidden, rng=rng, **parameters) for way in ways})
         self.n_hidden = n_hidden
-
-    def _named(self, kind: str) -> dict[str, Array]:
-        return {f"{way}.{k}": v for way, layer in self.ways.items() for k, v in getattr(layer, kind).items()}
-
-    @property
-    def params(self) -> dict[str, Array]:  # noqa: D102
-        return self._named("params")
-
-    @property
-    def grads(self) -> dict[str, Array]:  # noqa: D102
-        return self._named("grads")
 
     @property
     def states(self) -> tuple[State, State]:
         """State after the last step, of the way forward and the way back."""
-        one, other = (layer.state for layer in self.ways.values())
+        one, other = (layer.state for layer in self.layers.values())
         assert one is not None
         assert other is not None
         return one, other
@@ -207,8 +198,8 @@ class BidirectionalLSTM:
         """Run over a batch of sequences, (b, t, n_inputs) -> (b, t, 2h), 0 beyond `lengths` (b,)."""
         b, t, _ = x.shape
         self._order = reversed_steps(np.full(b, t) if lengths is None else np.asarray(lengths), t)
-        forward = self.ways["forward"].forward(x, train, lengths=lengths)
-        backward = self.ways["backward"].forward(self._turn(x), train, lengths=lengths)
+        forward = self.layers["forward"].forward(x, train, lengths=lengths)
+        backward = self.layers["backward"].forward(self._turn(x), train, lengths=lengths)
         return np.concatenate([forward, self._turn(backward)], axis=2)
 
     def backward(
@@ -216,8 +207,8 @@ class BidirectionalLSTM:
     ) -> Array:
         """Fill `grads`; return the gradient of the input. `d_states`: of `states`, by default zeros."""
         h = self.n_hidden
-        d_forward = self.ways["forward"].backward(d_output[:, :, :h], d_state=d_states[0])
-        d_backward = self.ways["backward"].backward(self._turn(d_output[:, :, h:]), d_state=d_states[1])
+        d_forward = self.layers["forward"].backward(d_output[:, :, :h], d_state=d_states[0])
+        d_backward = self.layers["backward"].backward(self._turn(d_output[:, :, h:]), d_state=d_states[1])
         return d_forward + self._turn(d_backward)
 
     def _turn(self, x: Array) -> Array:

@@ -20,6 +20,7 @@ from dpq_ref.layers.attention import KeysValues, MultiHeadAttention
 from dpq_ref.layers.dense import Dense, Relu
 from dpq_ref.layers.dropout import Dropout
 from dpq_ref.layers.norm import LayerNorm
+from dpq_ref.network import Network
 
 
 def positions(length: int, width: int, *, start: int = 0, dtype: Any = np.float32) -> Array:
@@ -51,24 +52,7 @@ def positions(length: int, width: int, *, start: int = 0, dtype: Any = np.float3
     return encoding
 
 
-class _Composite:
-    """Layer made of layers: their parameters and gradients, as "layer.name"."""
-
-    layers: dict[str, Any]
-
-    def _named(self, kind: str) -> dict[str, Array]:
-        return {f"{layer}.{k}": v for layer, of in self.layers.items() for k, v in getattr(of, kind).items()}
-
-    @property
-    def params(self) -> dict[str, Array]:  # noqa: D102
-        return self._named("params")
-
-    @property
-    def grads(self) -> dict[str, Array]:  # noqa: D102
-        return self._named("grads")
-
-
-class FeedForward(_Composite):
+class FeedForward(Network):
     """The same two dense layers with a rectifier between them at every place, max(0, x W1 + b1) W2 + b2.
 
     Parameters
@@ -100,7 +84,7 @@ class FeedForward(_Composite):
         return flat.reshape(d_output.shape)
 
 
-class EncoderLayer(_Composite):
+class EncoderLayer(Network):
     """Self-attention, then feed-forward.
 
     Parameters
@@ -143,7 +127,7 @@ class EncoderLayer(_Composite):
         return d + self.norm1.backward(d_query + d_memory)
 
 
-class DecoderLayer(_Composite):
+class DecoderLayer(Network):
     """Causal self-attention, attention over what the encoder made, then feed-forward.
 
     Parameters are those of `EncoderLayer`.
@@ -196,7 +180,7 @@ class DecoderLayer(_Composite):
         return x + self.feed_forward.forward(self.norm3.forward(x, False), False), own
 
 
-class _Stack(_Composite):
+class _Stack(Network):
     """What encoder and decoder share: word vectors with their positions, n layers, layer norm."""
 
     _layer: Any

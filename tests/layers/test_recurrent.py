@@ -171,8 +171,8 @@ def test_both_ways(lengths, rng):
     zero = np.zeros(H)
     for i in range(B):
         length = T if lengths is None else lengths[i]
-        there, *_ = by_hand(layer.ways["forward"], x[i], zero, zero, length)
-        back, hidden, _ = by_hand(layer.ways["backward"], x[i, :length][::-1], zero, zero, length)
+        there, *_ = by_hand(layer.layers["forward"], x[i], zero, zero, length)
+        back, hidden, _ = by_hand(layer.layers["backward"], x[i, :length][::-1], zero, zero, length)
         np.testing.assert_allclose(output[i, :, :H], there, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(output[i, :length, H:], back[::-1], rtol=1e-12, atol=1e-13)
         assert not output[i, length:].any()
@@ -192,5 +192,5 @@ def test_both_ways(lengths, rng):
     assert set(grads) == set(layer.params)
     for name, gradient in grads.items():
         way, _, key = name.partition(".")
-        params = layer.ways[way].params
+        params = layer.layers[way].params
         assert directional(with_parameter(params, key, loss), params[key], gradient, rng).error < TOLERANCE

@@ -63,7 +63,7 @@ def test_both_ways_with_lengths(rng):
     layer = BidirectionalLSTM(N, H, rng=rng, init=0.5, dtype=np.float64)
     module = torch.nn.LSTM(N, H, batch_first=True, bidirectional=True, dtype=torch.float64)
     for way, suffix in (("forward", "l0"), ("backward", "l0_reverse")):
-        copy_lstm(module, layer.ways[way].params, suffix)
+        copy_lstm(module, layer.layers[way].params, suffix)
     x, d = rng.standard_normal((B, T, N)), rng.standard_normal((B, T, 2 * H))
     tensor = torch.tensor(x, requires_grad=True)
     packed = torch.nn.utils.rnn.pack_padded_sequence(
@@ -76,7 +76,7 @@ def test_both_ways_with_lengths(rng):
     close(layer.backward(d), tensor.grad)
     for way, suffix in (("forward", "l0"), ("backward", "l0_reverse")):
         for name, gradient in gradients(module, suffix).items():
-            close(layer.ways[way].grads[name], gradient)
+            close(layer.layers[way].grads[name], gradient)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
