@@ -1,0 +1,327 @@
+"""Translation: gradients through both models, decoding by enumeration, BLEU by hand, training in a folder."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.special
+
+from dpq_ref import DPQEmbedding, FullEmbedding, LowRankEmbedding
+from dpq_ref.datasets.documents import Sequences
+from dpq_ref.datasets.pairs import END, START, SentencePairs
+from dpq_ref.gradcheck import directional
+from dpq_ref.layers import RowSparse
+from dpq_ref.tasks.decode import beam, greedy, translate
+from dpq_ref.tasks.seq2seq import AttentionTranslator, TransformerTranslator
+
+SOURCE, TARGET, E = 11, 9, 4
+
+
+def embedding(kind="full", dtype=np.float64, **options):
+    if kind == "full":
+        return FullEmbedding(SOURCE, E, init=0.5, rng=1, dtype=dtype)
+    if kind == "low-rank":
+        table = np.random.default_rng(1).uniform(-0.5, 0.5, (SOURCE, E)).astype(dtype)
+        return LowRankEmbedding.from_table(table, 2)
+    options = {"n_groups": 2, "n_codes": 4, "init": 0.5, "rng": 1} | options
+    return DPQEmbedding(SOURCE, E, method=kind, dtype=dtype, **options)
+
+
+def translator(kind, layer=None, keep=1.0, **options):
+    layer = embedding() if layer is None else layer
+    if kind == "attention":
+        return AttentionTranslator(layer, TARGET, n_hidden=3, keep=keep, init=0.5, rng=2, **options)
+    return TransformerTranslator(layer, TARGET, n_layers=2, n_heads=2, hidden=6, keep=keep, rng=2, **options)
+
+
+MODELS = pytest.mark.parametrize("kind", ["attention", "transformer"])
+
+
+def sequences(sentences):
+    offsets = np.cumsum([0, *map(len, sentences)])
+    return Sequences(np.concatenate([[], *sentences]).astype(np.int32), offsets)
+
+
+def sentence_pairs(sources, targets):
+    references = tuple(" ".join(map(str, target)) for target in targets)
+    return SentencePairs(sequences(sources), sequences(targets), references)
+
+
+def random_pairs(n=6, seed=0, longest=5):
+    rng = np.random.default_rng(seed)
+    sides = [
+        [rng.integers(3, size, rng.integers(1, longest + 1)) for _ in range(n)] for size in (SOURCE, TARGET)
+    ]
+    return sentence_pairs(*sides)
+
+
+def seeded(model, seed=5):
+    """Start all generators anew, so that dropout draws the same again."""
+    for rng in model.generators.values():
+        rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+
+@MODELS
+@pytest.mark.parametrize("keep", [1.0, 0.7])
+def test_gradients_of_all_parameters(kind, keep, rng):
+    """Against finite differences of the loss, dropout as drawn, at random parameters."""
+    model = translator(kind, keep=keep)
+    batch = random_pairs(3).batch([0, 1, 2])
+    for array in model.params.values():
+        array += 0.3 * rng.standard_normal(array.shape)
+
+    def loss():
+        seeded(model)
+        return model.loss_and_gradients(batch)
+
+    loss()
+    grads = {k: g.to_dense() if isinstance(g, RowSparse) else g for k, g in model.grads.items()}
+    assert set(grads) == set(model.params)
+    for name, array in model.params.items():
+
+        def changed(x, array=array):
+            kept = array.copy()
+            array[...] = x
+            result = loss()
+            array[...] = kept
+            return result
+
+        assert grads[name].any(), name
+        assert directional(changed, array.copy(), grads[name], rng).error < 1e-6, name
+
+
+@pytest.mark.parametrize("layer", ["sx", "vq", "low-rank"])
+@MODELS
+def test_embeddings_get_the_gradient_of_their_rows(kind, layer):
+    """What the layer is given back is the gradient of a full table that holds its output."""
+    batch = random_pairs(3).batch([0, 1, 2])
+    inner = embedding(layer)
+    model = translator(kind, inner)
+    seen = {}
+    forward, backward = inner.forward, inner.backward
+    inner.forward = lambda ids, train=True: seen.setdefault("x", forward(ids, train))
+    inner.backward = lambda d: (seen.setdefault("d", d), backward(d))[1]
+    loss = model.loss_and_gradients(batch)
+
+    kept = np.arange(batch.source.shape[1]) < batch.source_lengths[:, None]
+    full = translator(kind, FullEmbedding(SOURCE, E, init=0.5, rng=1, dtype=np.float64))
+    full.load_state(model.state() | full.state(), without="embedding")
+    ids = batch.source[kept]
+    full.params["embedding.table"][ids] = seen["x"]
+    expected = full.loss_and_gradients(batch)
+    assert loss - getattr(inner, "codebook_loss", 0) == pytest.approx(expected, rel=1e-12)
+    dense = np.zeros((SOURCE, E))
+    np.add.at(dense, ids, seen["d"])
+    np.testing.assert_allclose(dense, full.grads["embedding.table"].to_dense(), atol=1e-12)
+    assert set(model.grads) == set(model.params)
+
+
+def by_hand(model, source, inputs):
+    """Log probabilities of the attention model, one sentence, step by step, from the equations."""
+    p = model.params
+
+    def lstm(name, x, hidden, cell):
+        gates = x @ p[f"{name}.input_weight"] + hidden @ p[f"{name}.hidden_weight"] + p[f"{name}.bias"]
+        i, f, g, o = np.split(gates, 4)
+        cell = scipy.special.expit(f) * cell + scipy.special.expit(i) * np.tanh(g)
+        return scipy.special.expit(o) * np.tanh(cell), cell
+
+    h = p["encoder.forward.hidden_weight"].shape[0]
+    ways, states = [], []
+    for way, words in (("forward", source), ("backward", source[::-1])):
+        state, outputs = (np.zeros(h), np.zeros(h)), []
+        for word in words:
+            state = lstm(f"encoder.{way}", p["embedding.table"][word], *state)
+            outputs.append(state[0])
+        ways.append(outputs if way == "forward" else outputs[::-1])
+        states.append(state)
+    memory, fed, rows = np.hstack(ways), np.zeros(h), []
+    for word in inputs:
+        states[0] = lstm("decoder1", np.hstack([p["target.table"][word], fed]), *states[0])
+        states[1] = lstm("decoder2", states[0][0], *states[1])
+        query = states[1][0]
+        weights = scipy.special.softmax(p["attention.scale"] * (memory @ p["attention.memory"] @ query))
+        fed = np.hstack([weights @ memory, query]) @ p["attention.output"]
+        rows.append(scipy.special.log_softmax(p["output.weight"] @ fed + p["output.bias"]))
+    return np.array(rows)
+
+
+def test_attention_model_by_hand(rng):
+    """Losses in evaluation, of sentences of different lengths, with dropout left out; the training loss."""
+    model, pairs = translator("attention", keep=0.5), random_pairs()
+    for array in model.params.values():
+        array += 0.5 * rng.standard_normal(array.shape)
+    losses = []
+    for i in range(len(pairs)):
+        one = pairs.batch([i])
+        log_p = by_hand(model, one.source[0], one.inputs[0])
+        losses.append(-log_p[np.arange(len(log_p)), one.targets[0]])
+    batch, expected = pairs.batch(np.arange(6)), np.concatenate(losses)
+    np.testing.assert_allclose(model.losses(batch, model.table()), expected, rtol=1e-10)
+    assert model.perplexity(pairs) == pytest.approx(np.exp(expected.mean()), rel=1e-12)
+    for dropout in model.dropouts:
+        dropout.keep = 1
+    assert model.loss_and_gradients(batch) == pytest.approx(expected.sum() / 6, rel=1e-12)
+
+
+def test_weights_start_as_in_tensorflow_nmt():
+    model = AttentionTranslator(FullEmbedding(20, 8), 30, n_hidden=50, init=0.1)
+    assert model.params["decoder1.input_weight"].shape == (100, 200)
+    for name, array in model.params.items():
+        if name.endswith("bias") and name != "output.bias":
+            np.testing.assert_array_equal(array, np.repeat([0, 1, 0, 0], 50), name)
+        elif name in ("output.bias", "attention.scale"):
+            assert (array == (name == "attention.scale")).all()
+        elif not name.startswith("embedding"):
+            assert 0.09 < abs(array).max() <= 0.1, name
+
+
+@MODELS
+@pytest.mark.parametrize("layer", ["sx", "vq"])
+def test_padding_changes_nothing_unless_it_is_embedded(kind, layer):
+    """Loss, gradients and statistics of a batch with more padding behind it."""
+    outcomes = []
+    for embed_padding, more in ((False, 0), (False, 3), (True, 0), (True, 3)):
+        model = translator(kind, embedding(layer), embed_padding=embed_padding)
+        batch = random_pairs(3).batch([0, 1, 2])
+        padding = np.full((3, more), END, np.int32)
+        for name in ("source", "inputs", "targets"):
+            object.__setattr__(batch, name, np.hstack([getattr(batch, name), padding]))
+        loss = model.loss_and_gradients(batch)
+        outcomes.append((loss, model.grads["embedding.keys"], model.buffers["embedding.running_mean"]))
+    for one, other in zip(*outcomes[:2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-14)
+    for one, other in zip(*outcomes[2:], strict=True):
+        assert not np.allclose(one, other, rtol=1e-10, atol=1e-14)
+
+
+@MODELS
+def test_steps_of_decoding_are_those_of_evaluation(kind, rng):
+    """Also for sentences taken in another order, and left out, on the way."""
+    model = translator(kind, keep=0.5)
+    for array in model.params.values():
+        array += 0.5 * rng.standard_normal(array.shape)
+    batch, table = random_pairs().batch(np.arange(6)), model.table()
+    expected = np.full(batch.targets.shape, np.nan)
+    mask = np.arange(expected.shape[1]) < batch.target_lengths[:, None]
+    expected[mask] = model.losses(batch, table)
+    state, rows = model.start(batch.source, batch.source_lengths, table), np.arange(6)
+    for i in range(batch.inputs.shape[1]):
+        log_p, state = model.step(batch.inputs[rows, i], state)
+        np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1, rtol=1e-12)
+        real = i < batch.target_lengths[rows]
+        found = -log_p[np.arange(len(rows)), batch.targets[rows, i]]
+        np.testing.assert_allclose(found[real], expected[rows[real], i], rtol=1e-9)
+        order = rng.permutation(len(rows))[: max(2, len(rows) - 1)]
+        rows, state = rows[order], state.select(order)
+
+
+class Tree:
+    """Model whose log probabilities are random numbers of the words so far; a state is these words."""
+
+    def __init__(self, vocab_size, dtype=np.float64):
+        self.vocab_size, self.dtype = vocab_size, dtype
+
+    def start(self, n):
+        return State([(i,) for i in range(n)])
+
+    def log_p(self, history):
+        logits = np.random.default_rng([7, *history]).standard_normal(self.vocab_size)
+        return scipy.special.log_softmax(2 * logits.astype(self.dtype))
+
+    def step(self, words, state):
+        new = [(*h, int(w)) for h, w in zip(state.histories, words, strict=True)]
+        return np.array([self.log_p(h) for h in new]), State(new)
+
+
+class State:
+    def __init__(self, histories):
+        self.histories = histories
+
+    def select(self, rows):
+        return State([self.histories[i] for i in rows])
+
+
+def enumerated(tree, sentence, limit, alpha):
+    """The best of all hypotheses of at most `limit` words, the end symbol among them."""
+    best = (-np.inf, ())
+    others = [w for w in range(tree.vocab_size) if w != END]
+    for n in range(limit + 1):
+        for words in itertools.product(others, repeat=n):
+            full = words if n == limit else (*words, END)
+            total = sum(tree.log_p((sentence, START, *full[:i]))[w] for i, w in enumerate(full))
+            best = max(best, (total / ((5 + len(full)) / 6) ** alpha, words))
+    return best[1]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -2.0])
+def test_a_beam_of_all_hypotheses_finds_the_best(alpha):
+    tree, limits = Tree(4), [3, 1, 2, 3, 0, 3]
+    found = beam(tree, tree.start(6), limits, 200, alpha)
+    expected = [enumerated(tree, i, limit, alpha) for i, limit in enumerate(limits)]
+    assert [tuple(words.tolist()) for words in found] == expected
+    assert len({len(words) for words in expected}) > 2
+
+
+def test_a_beam_of_one_is_greedy_and_a_wider_one_is_likelier():
+    """The same steps, bit by bit; float32, where sums would make ties."""
+    tree, limits = Tree(6, np.float32), np.arange(40) % 7
+    expected = greedy(tree, tree.start(40), limits)
+    assert all(len(words) <= limit for words, limit in zip(expected, limits, strict=True))
+    found = {k: beam(tree, tree.start(40), limits, k, alpha=0.7) for k in (1, 10)}
+    for one, other in zip(found[1], expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    def score(i, words):
+        full = [*words, END][: limits[i]]
+        total = sum(tree.log_p((i, START, *full[:j]))[w] for j, w in enumerate(full))
+        return total / ((5 + len(full)) / 6) ** 0.7
+
+    gains = [score(i, found[10][i]) - score(i, expected[i]) for i in range(40)]
+    assert np.mean(gains) > 0.05
+    assert greedy(tree, tree.start(0), []) == beam(tree, tree.start(0), [], 3) == []
+    with pytest.raises(ValueError, match="width=0"):
+        beam(tree, tree.start(1), [3], 0)
+
+
+def test_ties_go_to_the_lowest_word():
+    class Even(Tree):
+        def log_p(self, history):
+            return np.full(4, np.log(0.25))
+
+    tree = Even(4)
+    for words in (*greedy(tree, tree.start(2), [2, 3]), *beam(tree, tree.start(2), [2, 3], 3)):
+        assert not words.any()
+
+
+@MODELS
+def test_a_beam_of_one_is_greedy_for_the_models(kind, rng):
+    model = translator(kind, embedding("sx", np.float32))
+    for array in model.params.values():
+        array += rng.standard_normal(array.shape).astype(np.float32)
+    pairs = random_pairs(40)
+    batch = pairs.batch(np.arange(40))
+    state = model.start(batch.source, batch.source_lengths, model.table())
+    limits = 2 * batch.source_lengths
+    one, other = greedy(model, state, limits), beam(model, state, limits, 1)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({len(a) for a in one}) > 2
+
+
+@MODELS
+@pytest.mark.parametrize("layer", ["sx", "vq", "low-rank"])
+def test_translation_by_the_exported_table(kind, layer, rng):
+    """The artefact in place of the layer's rows gives the same words and the same perplexity, bit by bit."""
+    model, pairs = translator(kind, embedding(layer, np.float32)), random_pairs(40)
+    for name, array in model.params.items():
+        if not name.startswith("embedding"):
+            array += rng.standard_normal(array.shape).astype(np.float32)
+    vectors = model.embedding.export().reconstruct()
+    assert model.perplexity(pairs) == model.perplexity(pairs, vectors=vectors)
+    assert model.perplexity(pairs) != model.perplexity(pairs, vectors=-vectors)
+    found = [translate(model, pairs.source, vectors=v, width=w) for v in (None, vectors) for w in (1, 3)]
+    for one, other in zip(found[0] + found[1], found[2] + found[3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    longest = 2 * pairs.source.lengths[:32].max()
+    assert all(len(words) <= longest for words in found[0][:32])
