@@ -286,7 +286,7 @@ def _run(recipe: Any, name: str, data: str | None, output: Path | None, max_minu
             data or "builtin",
             output,
             max_minutes=max_minutes,
-            started=lambda steps: bar.update(task, total=steps),
+            on_start=lambda steps: bar.update(task, total=steps),
             on_step=lambda step: bar.update(task, completed=step),
         )
     if result is None:

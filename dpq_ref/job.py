@@ -71,6 +71,7 @@ def fit(
     patience: int | None = None,
     checkpoint_minutes: float = 5,
     max_minutes: float | None = None,
+    on_start: Callable[[int], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Progress:
     """Train a model in a folder, or go on with the training that is there.
@@ -101,6 +102,8 @@ def fit(
         Between checkpoints; there is one after each evaluation, too.
     max_minutes : float, optional
         Of this call: stop with a checkpoint when they are over.
+    on_start : callable, optional
+        Called with the number of all steps.
     on_step : callable, optional
         Called with the number of each finished step.
 
@@ -117,6 +120,8 @@ def fit(
     """
     folder = Path(folder)
     _claim(folder, config)
+    if on_start:
+        on_start(steps)
     progress = _restore(folder, model, optimizer)
     started = saved = time.monotonic()
     sign = {"higher": 1, "lower": -1}[METRICS[metric].better]

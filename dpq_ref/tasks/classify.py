@@ -253,9 +253,7 @@ def fit(
     *,
     config: dict[str, Any],
     seed: int = 0,
-    max_minutes: float | None = None,
-    started: Callable[[int], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any] | None:
     """Train a classifier in a folder, or go on there; see `dpq_ref.job`.
 
@@ -271,10 +269,8 @@ def fit(
         JSON-able; what `model` was made from.
     seed : int
         Shuffles the texts.
-    max_minutes, on_step
-        As in `dpq_ref.job.fit`.
-    started : callable, optional
-        Called with the number of all steps.
+    **options
+        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------
@@ -293,8 +289,6 @@ def fit(
         for batch in islice(rows, start, None):
             yield documents.pad(batch, plan.max_tokens), documents.labels[batch]
 
-    if started:
-        started(plan.steps)
     progress = job.fit(
         folder,
         model,
@@ -305,8 +299,7 @@ def fit(
         evaluate=lambda: _accuracies(model, data, plan),
         metric="validation_accuracy",
         evaluate_every=plan.evaluate_every,
-        max_minutes=max_minutes,
-        on_step=on_step,
+        **options,
     )
     if not progress.done:
         return None

@@ -5,7 +5,7 @@ batch to batch. Loss of a batch: the cross-entropy, averaged over its rows and s
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
@@ -266,9 +266,7 @@ def train(
     plan: Plan,
     *,
     config: dict[str, Any],
-    max_minutes: float | None = None,
-    started: Callable[[int], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any] | None:
     """Train a language model in a folder by the paper's protocol, or go on there; see `dpq_ref.job`.
 
@@ -282,10 +280,8 @@ def train(
     plan : Plan
     config : dict
         JSON-able; what `model` was made from, its seed included.
-    max_minutes, on_step
-        As in `dpq_ref.job.fit`.
-    started : callable, optional
-        Called with the number of all steps.
+    **options
+        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------
@@ -299,8 +295,6 @@ def train(
     """
     per_epoch = len(unroll(data.train, plan.batch_size, plan.n_steps)[0])
     steps = plan.epochs * per_epoch
-    if started:
-        started(steps)
     progress = job.fit(
         folder,
         model,
@@ -317,8 +311,7 @@ def train(
         evaluate_every=per_epoch,
         schedule=lambda step: plan.rate((step - 1) // per_epoch),
         clip_norm=plan.clip_norm,
-        max_minutes=max_minutes,
-        on_step=on_step,
+        **options,
     )
     if not progress.done:
         return None

@@ -2,7 +2,6 @@
 
 import os
 import tomllib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +74,7 @@ def run(
     recipe: Recipe,
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],
-    *,
-    max_minutes: float | None = None,
-    started: Callable[[int], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any] | None:
     """Train by a recipe in a folder, or go on there.
 
@@ -89,10 +85,8 @@ def run(
         Folder of the data, or the built-in corpus.
     folder : path
         Of the training; see `dpq_ref.job`.
-    max_minutes, on_step
-        As in `dpq_ref.job.fit`.
-    started : callable, optional
-        Called with the number of all steps.
+    **options
+        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------
@@ -102,7 +96,6 @@ def run(
     tasks = {"lm": _language_model, "classify": _classifier}
     if recipe.task not in tasks:
         raise ValueError(f"task={recipe.task!r}; it takes one of {', '.join(tasks)}")
-    options = {"max_minutes": max_minutes, "started": started, "on_step": on_step}
     return tasks[recipe.task](recipe, data, folder, **options)
 
 
