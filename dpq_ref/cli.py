@@ -12,6 +12,25 @@ from dpq_ref import __version__
 PROFILES = {"default": "main.toml", "quick": "quick.toml"}
 
 
+_jobs = click.option(
+    "--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores."
+)
+
+
+def _output(default: str) -> Any:
+    return click.option(
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path(default),
+        show_default=True,
+        help="Folder for the results. An interrupted job there goes on where it was.",
+    )
+
+
+def _grid(text: str) -> Any:
+    return click.option("--grid", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=text)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dpq-ref")
 def main() -> None:
@@ -26,24 +45,14 @@ def main() -> None:
     show_default=True,
     help="How much to run: all of it in some minutes, or a sketch of it in one.",
 )
-@click.option(
-    "--grid",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A grid file of your own (TOML) in place of a profile.",
-)
+@_grid("A grid file of your own (TOML) in place of a profile.")
 @click.option(
     "--data",
     help="Folder with train and test as .csv or .tsv, label first (.gz and .xz, too). "
     "Default: what the grid says; for the profiles the built-in corpus.",
 )
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results/main"),
-    show_default=True,
-    help="Folder for the results. An interrupted job there goes on where it was.",
-)
-@click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
+@_output("results/main")
+@_jobs
 def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
     """Train a text classifier with each embedding, compress, compare and draw.
 
@@ -70,20 +79,10 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     type=click.Path(exists=True, file_okay=False),
     help="Folder with similarity sets (*.tsv: word, word, score), questions-words.txt, BLESS.txt, or some.",
 )
-@click.option(
-    "--grid",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Methods, parameters and seeds (TOML). Default: every method at ratios from 4 to 64.",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results/table"),
-    show_default=True,
-    help="Folder for the results. An interrupted job there goes on where it was.",
-)
+@_grid("Methods, parameters and seeds (TOML). Default: every method at ratios from 4 to 64.")
+@_output("results/table")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds. Default: what the grid says.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
+@_jobs
 def compare_table(
     table: str,
     frequencies: str | None,
@@ -111,19 +110,9 @@ def compare_table(
 @main.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.option("--data", required=True, help="Folder of the corpus that it was trained on.")
-@click.option(
-    "--grid",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Methods, parameters and seeds (TOML). Default: those that the paper compares with.",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results/language"),
-    show_default=True,
-    help="Folder for the results. An interrupted job there goes on where it was.",
-)
-@click.option("--jobs", type=click.IntRange(1), help="Processes at a time. Default: the number of cores.")
+@_grid("Methods, parameters and seeds (TOML). Default: those that the paper compares with.")
+@_output("results/language")
+@_jobs
 def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: int | None) -> None:
     """Compress the tables of a trained language model by every method, and train it on.
 
@@ -233,9 +222,15 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
     help="Size of the LSTM.",
 )
 @_embedding
-@click.option("--tied", is_flag=True, help="One table for the words of the input and of the output.")
+@click.option(
+    "--softmax",
+    type=click.Choice(["full", "same", "tied"]),
+    default="full",
+    show_default=True,
+    help="Matrix of the softmax: its own, an embedding like that of the input, or that of the input.",
+)
 @click.option("--epochs", type=click.IntRange(1), help="Default: what the size says.")
-def lm(model: str, tied: bool, epochs: int | None, seed: int, **options: Any) -> None:
+def lm(model: str, softmax: str, epochs: int | None, seed: int, **options: Any) -> None:
     """Train a language model: LSTM over words, judged by perplexity.
 
     DATA has a train, a valid and a test file: text as in Penn Treebank or WikiText-2.
@@ -243,9 +238,10 @@ def lm(model: str, tied: bool, epochs: int | None, seed: int, **options: Any) ->
     from dpq_ref.tasks.recipe import Recipe
 
     plan = {} if epochs is None else {"epochs": epochs}
-    output = "tied" if tied else None
+    layer = _layer(options)
+    output = {"full": None, "same": layer, "tied": "tied"}[softmax]
     with _clear_errors():
-        recipe = Recipe("lm", _layer(options), model=model, output=output, plan=plan, seed=seed)
+        recipe = Recipe("lm", layer, model=model, output=output, plan=plan, seed=seed)
         _run(recipe, "lm", **options)
 
 
