@@ -63,6 +63,7 @@ METRICS = {
         Metric("test_perplexity_last", "test perplexity after the last epoch", "", "lower"),
         Metric("validation_perplexity", "validation perplexity", "", "lower"),
         Metric("codes_used", "codes used", "share", "higher"),
+        Metric("codes_changed", "codes changed since the last evaluation", "share", "lower"),
         Metric("code_perplexity", "perplexity of the codes", "codes", "higher"),
         # Of a table and its reconstruction; "weighted" with the frequencies as weights.
         Metric("mean_squared_error", "mean squared error", "", "lower", mean_squared_error),
