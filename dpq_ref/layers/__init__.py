@@ -29,8 +29,8 @@ __all__ = [
     "Relu",
     "RowSparse",
     "SoftmaxOutput",
-    "make_embedding",
     "length_mask",
+    "make_embedding",
     "rank_kept",
     "softmax_cross_entropy",
 ]

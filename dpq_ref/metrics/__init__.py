@@ -11,6 +11,7 @@ from dpq_ref.metrics.spaces import (
     relative_pip_loss,
     spectral_bounds,
 )
+from dpq_ref.metrics.translation import bleu, bleu_signature
 from dpq_ref.metrics.words import (
     Analogies,
     Categorisation,
@@ -34,6 +35,8 @@ __all__ = [
     "WordSimilarity",
     "accuracy",
     "analogies",
+    "bleu",
+    "bleu_signature",
     "categorisation",
     "code_agreement",
     "code_usage",

@@ -24,6 +24,7 @@ from dpq_ref.metrics.spaces import (
     relative_pip_loss,
     spectral_bounds,
 )
+from dpq_ref.metrics.translation import bleu
 from dpq_ref.metrics.words import analogies, categorisation, concept_relations, word_similarity
 
 
@@ -62,6 +63,9 @@ METRICS = {
         Metric("test_perplexity", "test perplexity", "", "lower"),
         Metric("test_perplexity_last", "test perplexity after the last epoch", "", "lower"),
         Metric("validation_perplexity", "validation perplexity", "", "lower"),
+        Metric("test_bleu", "test BLEU", "", "higher", bleu),
+        Metric("test_bleu_last", "test BLEU after the last step", "", "higher", bleu),
+        Metric("validation_bleu", "validation BLEU", "", "higher", bleu),
         Metric("codes_used", "codes used", "share", "higher"),
         Metric("codes_changed", "codes changed since the last evaluation", "share", "lower"),
         Metric("code_perplexity", "perplexity of the codes", "codes", "higher"),

@@ -1,18 +1,24 @@
 """Translation: gradients through both models, decoding by enumeration, BLEU by hand, training in a folder."""
 
 import itertools
+import json
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import scipy.special
 
-from dpq_ref import DPQEmbedding, FullEmbedding, LowRankEmbedding
+from dpq_ref import SGD, Adam, DPQEmbedding, FullEmbedding, LowRankEmbedding, load, trainer
 from dpq_ref.datasets.documents import Sequences
-from dpq_ref.datasets.pairs import END, START, SentencePairs
+from dpq_ref.datasets.pairs import END, START, Buckets, SentencePairs
+from dpq_ref.datasets.translation import TranslationDataset
 from dpq_ref.gradcheck import directional
 from dpq_ref.layers import RowSparse
+from dpq_ref.metrics import METRICS, bleu
 from dpq_ref.tasks.decode import beam, greedy, translate
 from dpq_ref.tasks.seq2seq import AttentionTranslator, TransformerTranslator
+from dpq_ref.tasks.translate import PLANS, Plan, train, translations
 
 SOURCE, TARGET, E = 11, 9, 4
 
@@ -325,3 +331,149 @@ def test_translation_by_the_exported_table(kind, layer, rng):
         np.testing.assert_array_equal(one, other)
     longest = 2 * pairs.source.lengths[:32].max()
     assert all(len(words) <= longest for words in found[0][:32])
+
+
+def bleu_by_hand(hypotheses, references):
+    """Geometric mean of the clipped precisions, times the brevity penalty, from the paper."""
+    pairs = [(h.split(), r.split()) for h, r in zip(hypotheses, references, strict=True)]
+    precisions = []
+    for n in range(1, 5):
+        matched = total = 0
+        for pair in pairs:
+            one, other = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in pair)
+            matched, total = matched + (one & other).total(), total + one.total()
+        precisions.append(matched / max(total, 1))
+    c, r = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
+    if not min(precisions):
+        return 0.0
+    return 100 * min(1, np.exp(1 - r / c)) * np.exp(np.mean(np.log(precisions)))
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_bleu_by_hand(longer, rng):
+    """Words with entities, upper case, a full stop at the end, white space of other kinds, empty lines."""
+    words = ["a", "A", "b", "&quot;", "&", ".", "c\u00a0d", "x-y", "Việt", "<unk>"]
+    references = [" ".join(rng.choice(words, rng.integers(1, 12))) for _ in range(60)]
+    hypotheses = [r.replace("b", "a", 1) + " a" * longer for r in references]
+    hypotheses[3], hypotheses[4] = "", hypotheses[4] + " "
+    expected = bleu_by_hand(hypotheses, references)
+    assert 20 < expected < 95
+    assert bleu(hypotheses, references) == pytest.approx(expected, rel=1e-12)
+    assert bleu([r.lower() for r in references], references) < 99
+    assert bleu(references, references) == pytest.approx(100)
+
+
+def test_bleu_at_the_edges():
+    assert bleu(["a b c"], ["a b c"]) == 0  # no four words: not smoothed
+    assert bleu(["a b c d", ""], ["x y z", "u"]) == bleu(["", ""], ["a b c d", "e"]) == 0
+    for hypotheses, references in (([], []), (["a"], ["a", "b"])):
+        with pytest.raises(ValueError, match="references; it takes one each"):
+            bleu(hypotheses, references)
+    assert METRICS["test_bleu"].better == METRICS["validation_bleu"].better == "higher"
+
+
+def test_without_sacrebleu(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dpq-ref\[translation\]'"):
+        train(tmp_path, None, None, Plan(), config={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_rates_are_those_of_the_release():
+    """Halved every 1,000 steps from step 8,000 on, counted from 0: four rates."""
+    rates = [PLANS["attention"].rate(step + 1) for step in range(12_000)]
+    assert rates == [1.0] * 9000 + [0.5] * 1000 + [0.25] * 1000 + [0.125] * 1000
+    with pytest.raises(ValueError, match="optimizer='lamb'; it takes 'sgd' or 'adam'"):
+        Plan(optimizer="lamb")
+
+
+def reversal(n, seed=0):
+    """Sentences, and the same words the other way round."""
+    rng = np.random.default_rng(seed)
+    sides = [rng.integers(3, TARGET, rng.integers(1, 6)) for _ in range(n)]
+    return sentence_pairs(sides, [side[::-1] for side in sides])
+
+
+@MODELS
+def test_it_learns_to_turn_sentences_round(kind):
+    if kind == "attention":
+        layer = FullEmbedding(TARGET, 16, init=0.5, rng=1)
+        model = AttentionTranslator(layer, TARGET, n_hidden=16, keep=1, init=0.3, rng=2)
+        optimizer = SGD(model.params, 0.5)
+    else:
+        layer = FullEmbedding(TARGET, 24, init=0.5, rng=1)
+        model = TransformerTranslator(layer, TARGET, n_layers=1, n_heads=2, hidden=48, keep=1, rng=2)
+        optimizer = Adam(model.params, 5e-3)
+    buckets, test = Buckets(reversal(3000), 32, max_tokens=6, n_buckets=2), reversal(100, seed=1)
+    trainer.train(model, map(buckets.batch, itertools.count()), optimizer, steps=500, clip_norm=5.0)
+    for width in (1, 3):
+        found = translate(model, test.source, width=width)
+        right = [" ".join(map(str, words)) == r for words, r in zip(found, test.references, strict=True)]
+        assert np.mean(right) > 0.85
+
+
+def dataset():
+    """Letters, turned round."""
+    words = ("<unk>", "<s>", "</s>", *"abcdef")
+    splits = {}
+    for i, (name, n) in enumerate({"train": 60, "validation": 40, "test": 12}.items()):
+        pairs = reversal(n, seed=i)
+        texts = tuple(" ".join(words[int(w)] for w in r.split()) for r in pairs.references)
+        splits[name] = SentencePairs(pairs.source, pairs.target, texts)
+    counts = np.bincount(splits["train"].source.tokens, minlength=TARGET)
+    return TranslationDataset("turned", "x", "y", words, words, counts, **splits, provenance={"by": "hand"})
+
+
+class Killed(Exception):
+    pass
+
+
+@MODELS
+def test_killed_and_resumed_equals_unbroken(kind, tmp_path):
+    """Bitwise, with dropout and the restarts of a codebook; and what is in the result."""
+    optimizer = {"attention": "sgd", "transformer": "adam"}[kind]
+    plan = Plan(
+        8, batch_size=16, max_tokens=6, optimizer=optimizer, learning_rate=0.05, warm_up=3, evaluate_every=3
+    )
+    data = dataset()
+
+    def run(folder, kill_at=None):
+        def on_step(step):
+            if step == kill_at:
+                raise Killed
+
+        layer = DPQEmbedding(TARGET, 4, n_groups=2, n_codes=4, method="vq", rng=1, restart_after=2)
+        model = translator(kind, layer, keep=0.7)
+        options = {"config": {"seed": 1}, "seed": 3, "on_step": on_step}
+        return model, train(tmp_path / folder, data, model, plan, **options)
+
+    whole, expected = run("whole")
+    for kill_at in (3, 7):
+        with pytest.raises(Killed):
+            run("broken", kill_at)
+    model, result = run("broken")
+    for name, array in whole.state().items():
+        assert model.state()[name].tobytes() == array.tobytes(), name
+    for key in (
+        "test_bleu",
+        "test_bleu_last",
+        "test_perplexity",
+        "validation_perplexity",
+        "best_step",
+        "bits",
+    ):
+        assert result[key] == expected[key]
+    assert [e["step"] for e in result["evaluations"]] == [3, 6, 8]
+    best = max(result["evaluations"], key=lambda e: e["validation_bleu"])
+    assert result["validation_bleu"] == best["validation_bleu"]
+
+    table = load(tmp_path / "whole/embedding.safetensors")
+    assert table.bits() == result["bits"]
+    lines = translations(whole, data, "test", vectors=table.reconstruct())
+    assert (tmp_path / "whole/translations.txt").read_text().splitlines() == lines
+    assert bleu(lines, data.test.references) == expected["test_bleu"]
+    assert "tok:none|smooth:none" in result["bleu"]
+    assert result["data"] == {"by": "hand"} and result["config"]["order"] == 3
+    assert json.loads((tmp_path / "whole/result.json").read_text()) == expected
+    with pytest.raises(ValueError, match="order 3 there, 4 here"):
+        train(tmp_path / "whole", data, model, plan, config={"seed": 1}, seed=4)
