@@ -137,6 +137,46 @@ def plot(results: Path) -> None:
         _draw(results)
 
 
+@main.command()
+@click.option(
+    "--add",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of a finished `dpq-ref train --preset`: its result goes to the others first.",
+)
+@click.option("--force", is_flag=True, help="--add: replace another result of that preset and seed.")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("figures/results/paper"),
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for tables and figures. Default: that of the results.",
+)
+def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None) -> None:
+    """Set our results beside the paper's tables, and draw them.
+
+    Writes tables.md, tables.txt (printed), a .csv of each table, and the figures (.png, .svg and the .csv
+    behind each). Rows without a result say so.
+    """
+    if force and not add:
+        raise click.UsageError("--force: it goes with --add")
+    from figures import paper
+
+    output = output or results
+    with _clear_errors():
+        for folder in add:
+            paper.add(folder, results, force=force)
+        paths = paper.make(results, output)
+    click.echo((output / "tables.txt").read_text(encoding="utf8"))
+    for path in paths:
+        click.echo(path)
+
+
 def _options(*options: Any) -> Any:
     """Add several options to a command, in their order."""
 
