@@ -243,7 +243,7 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
     elif preset == "list":
         for name, settings in recipe.presets().items():
             layer = " ".join(f"{key}={value}" for key, value in settings["embedding"].items())
-            click.echo(f"{name:24} {settings['folder']}, {settings.get('model', 'mean of words')}: {layer}")
+            click.echo(f"{name:24} {settings['folder']}, {settings.get('model', settings['task'])}: {layer}")
     else:
         with _clear_errors():
             made = recipe.preset(preset, seed=options.pop("seed"))
@@ -299,6 +299,38 @@ def classify(steps: int | None, seed: int, **options: Any) -> None:
     plan = {} if steps is None else {"steps": steps}
     with _clear_errors():
         _run(Recipe("classify", _layer(options), plan=plan, seed=seed), "classify", **options)
+
+
+@train.command()
+@_training
+@click.option(
+    "--direction",
+    default="en-vi",
+    show_default=True,
+    help="Languages from and to, as in the names of the files: train.en, train.vi.",
+)
+@click.option(
+    "--model", type=click.Choice(["attention", "transformer"]), default="attention", show_default=True
+)
+@_embedding
+@click.option("--steps", type=click.IntRange(1), help="Batches of 128 sentences. Default: 12,000.")
+def translate(direction: str, model: str, steps: int | None, seed: int, **options: Any) -> None:
+    """Train a translator, judged by BLEU; the embedding is that of the source.
+
+    DATA has train, tst2012 (validation) and tst2013 (test) in both languages, and vocab: IWSLT'15.
+    """
+    from dpq_ref.tasks.recipe import Recipe
+
+    languages = direction.split("-")
+    if len(languages) != 2:
+        raise click.UsageError(f"--direction {direction}; it takes two languages, as in en-vi")
+    if options["data"] is None:
+        raise click.UsageError("--data: a folder of sentence pairs; there are none built in")
+    plan = {} if steps is None else {"steps": steps}
+    with _clear_errors():
+        layer = _layer(options)
+        recipe = Recipe("translate", layer, model=model, languages=languages, plan=plan, seed=seed)
+        _run(recipe, f"translate-{direction}", **options)
 
 
 def _layer(options: dict[str, Any]) -> dict[str, Any]:

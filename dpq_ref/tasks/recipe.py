@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,19 @@ class Recipe:
 
     Attributes
     ----------
-    task : {"lm", "classify"}
+    task : {"lm", "classify", "translate"}
     model : str
-        Its size, for language models.
+        "small", "medium" or "large" of language models, "attention" or "transformer" of translators; by
+        default the first.
     embedding : dict
         kind, and the parameters of `make_embedding`.
     output : str or dict or None
         Of language models, the matrix of the softmax: None for one of its own, "tied" for the embedding of
         the input, or an embedding as above.
+    languages : two str
+        From and to, of translators.
+    network : dict
+        Parameters of a translator that differ from its default; dim is the width of its embeddings.
     plan : dict
         Fields of the task's plan that differ from its default.
     seed : int
@@ -34,8 +40,10 @@ class Recipe:
 
     task: str
     embedding: dict[str, Any]
-    model: str = "small"
+    model: str | None = None
     output: Any = None
+    languages: Sequence[str] = ("en", "vi")
+    network: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -93,7 +101,7 @@ def run(
     dict or None
         What is in result.json; None if time was up before.
     """
-    tasks = {"lm": _language_model, "classify": _classifier}
+    tasks = {"lm": _language_model, "classify": _classifier, "translate": _translator}
     if recipe.task not in tasks:
         raise ValueError(f"task={recipe.task!r}; it takes one of {', '.join(tasks)}")
     return tasks[recipe.task](recipe, data, folder, **options)
@@ -111,13 +119,17 @@ def _with(plan: Any, changes: dict[str, Any]) -> Any:
     return replace(plan, **changes)
 
 
+def _choose(model: str | None, models: dict[str, Any]) -> Any:
+    if model is not None and model not in models:
+        raise ValueError(f"model={model!r}; it takes one of {', '.join(models)}")
+    return models[model or next(iter(models))]
+
+
 def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
     from dpq_ref.datasets.language import load_builtin_language, load_language
     from dpq_ref.tasks.language_model import SIZES, LanguageModel, train
 
-    if recipe.model not in SIZES:
-        raise ValueError(f"model={recipe.model!r}; it takes one of {', '.join(SIZES)}")
-    plan = _with(SIZES[recipe.model], recipe.plan)
+    plan = _with(_choose(recipe.model, SIZES), recipe.plan)
     corpus = load_builtin_language() if path == "builtin" else load_language(path)
     first, rest = _generators(recipe.seed)
     shape = (len(corpus.vocabulary), plan.n_hidden)
@@ -144,3 +156,28 @@ def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
     embedding = make_embedding(kind, len(data.vocabulary), 300, padding_id=PADDING, rng=first, **settings)
     model = TextClassifier(embedding, len(data.label_names), rng=rest)
     return fit(folder, data, model, plan, seed=recipe.seed, config=asdict(recipe), **options)
+
+
+def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
+    from dpq_ref.datasets.translation import load_translation
+    from dpq_ref.tasks.seq2seq import AttentionTranslator, TransformerTranslator
+    from dpq_ref.tasks.translate import PLANS, train
+
+    if path == "builtin":
+        raise ValueError("data='builtin' has no translations; it takes a folder of sentence pairs")
+    models = {"attention": (AttentionTranslator, 0.1), "transformer": (TransformerTranslator, None)}
+    network = {"dim": 512} | recipe.network
+    dim = network.pop("dim")
+    make, init = _choose(recipe.model, models)
+    if init is None:
+        init = (3 / dim) ** 0.5  # variance 1 / dim, as the target's
+    else:
+        network["n_hidden"] = dim
+    plan = _with(_choose(recipe.model, PLANS), recipe.plan)
+    data = load_translation(path, *recipe.languages)
+    first, rest = _generators(recipe.seed)
+    settings = dict(recipe.embedding)
+    kind = settings.pop("kind")
+    embedding = make_embedding(kind, len(data.source_vocabulary), dim, init=init, rng=first, **settings)
+    model = make(embedding, len(data.target_vocabulary), rng=rest, **network)
+    return train(folder, data, model, plan, config=asdict(recipe), seed=recipe.seed, **options)

@@ -42,7 +42,7 @@ def test_every_preset_makes_its_layer_and_fits_its_task():
     for name in presets():
         made = preset(name)
         settings = dict(made.embedding)
-        dim = SIZES[made.model].n_hidden if made.task == "lm" else 300
+        dim = {"classify": 300, "translate": 512}.get(made.task) or SIZES[made.model].n_hidden
         make_embedding(settings.pop("kind"), 50, dim, **settings)
         assert made.plan.keys() <= set(Plan.__dataclass_fields__)
     layer = make_embedding(
@@ -71,6 +71,44 @@ def test_language_model_stopped_after_every_step_equals_unbroken(settings, corpu
         assert result[key] == whole[key], key
     a, b = (load(tmp_path / folder / "embedding.safetensors") for folder in ("whole", "parts"))
     np.testing.assert_array_equal(a.reconstruct(), b.reconstruct())
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Sentences of four words and the same ones backwards."""
+    folder, rng = tmp_path / "pairs", np.random.default_rng(0)
+    folder.mkdir()
+    words = [f"w{i}" for i in range(6)]
+    for language in ("de", "ed"):
+        (folder / f"vocab.{language}").write_text("\n".join(["<unk>", "<s>", "</s>", *words]) + "\n")
+    for split, n in (("train", 40), ("tst2012", 5), ("tst2013", 5)):
+        lines = [[words[i] for i in rng.integers(0, 6, 4)] for _ in range(n)]
+        (folder / f"{split}.de").write_text("".join(" ".join(line) + "\n" for line in lines))
+        (folder / f"{split}.ed").write_text("".join(" ".join(line[::-1]) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("model", ["attention", "transformer"])
+def test_translator_stopped_after_every_step_equals_unbroken(model, pairs, tmp_path):
+    pytest.importorskip("sacrebleu")
+    network = {"dim": 8} | ({"n_layers": 1, "n_heads": 2, "hidden": 8} if model == "transformer" else {})
+    made = Recipe(
+        "translate",
+        {"kind": "dpq-sx", "n_groups": 2, "n_codes": 4},
+        model=model,
+        languages=("de", "ed"),
+        network=network,
+        plan={"steps": 3, "batch_size": 10, "evaluate_every": 2},
+    )
+    whole = recipe.run(made, pairs, tmp_path / "whole")
+    result = None
+    while result is None:
+        result = recipe.run(made, pairs, tmp_path / "parts", max_minutes=0)
+    for key in ("test_bleu", "test_bleu_last", "validation_bleu", "test_perplexity", "bits"):
+        assert result[key] == whole[key], key
+    a, b = (np.load(tmp_path / folder / "best.npz") for folder in ("whole", "parts"))
+    for name in a.files:
+        np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_result_says_what_it_comes_from(corpus, tmp_path):
@@ -137,6 +175,9 @@ def test_command_trains_a_language_model(corpus, tmp_path):
         (("classify", "--embedding", "dpq-vq", "--n-codes", 4), "kind='dpq-vq' needs n_groups"),
         (("classify", "--data", "/nowhere"), "/nowhere"),
         (("lm", "--embedding", "pq"), "'pq' is not one of 'full'"),
+        (("translate",), "--data: a folder of sentence pairs"),
+        (("translate", "--data", "/nowhere"), "/nowhere"),
+        (("translate", "--direction", "envi"), "takes two languages"),
     ],
 )
 def test_bad_input_is_named(arguments, message, tmp_path, monkeypatch):
