@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from dpq_ref import SGD, Adam, DPQEmbedding, FullEmbedding, LowRankEmbedding, load, trainer
+from dpq_ref import SGD, Adam, DPQEmbedding, FullEmbedding, LowRankEmbedding, job, load, trainer
 from dpq_ref.datasets.documents import Sequences
 from dpq_ref.datasets.pairs import END, START, Buckets, SentencePairs
 from dpq_ref.datasets.translation import TranslationDataset
@@ -260,13 +260,15 @@ def enumerated(tree, sentence, limit, alpha):
     return best[1]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -2.0])
-def test_a_beam_of_all_hypotheses_finds_the_best(alpha):
-    tree, limits = Tree(4), [3, 1, 2, 3, 0, 3]
-    found = beam(tree, tree.start(6), limits, 200, alpha)
-    expected = [enumerated(tree, i, limit, alpha) for i, limit in enumerate(limits)]
-    assert [tuple(words.tolist()) for words in found] == expected
-    assert len({len(words) for words in expected}) > 2
+def test_a_beam_of_all_hypotheses_finds_the_best():
+    tree, limits = Tree(4), [3, 1, 2, 3, 0, *[4] * 8]
+    best = {}
+    for alpha in (0.0, 1.0, -4.0):
+        found = beam(tree, tree.start(len(limits)), limits, 200, alpha)
+        best[alpha] = [enumerated(tree, i, limit, alpha) for i, limit in enumerate(limits)]
+        assert [tuple(words.tolist()) for words in found] == best[alpha]
+    sizes = [sum(map(len, best[alpha])) for alpha in (-4.0, 0.0, 1.0)]
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 def test_a_beam_of_one_is_greedy_and_a_wider_one_is_likelier():
@@ -298,6 +300,16 @@ def test_ties_go_to_the_lowest_word():
     tree = Even(4)
     for words in (*greedy(tree, tree.start(2), [2, 3]), *beam(tree, tree.start(2), [2, 3], 3)):
         assert not words.any()
+
+
+def test_sums_keep_apart_what_one_step_tells_apart():
+    class Steep(Tree):
+        def log_p(self, history):
+            return np.float32([-1e8] * 4 if len(history) == 2 else [-1.5, -1.25, -9, -1.0])
+
+    tree = Steep(4)
+    (one,), (other,) = greedy(tree, tree.start(1), [3]), beam(tree, tree.start(1), [3], 1)
+    assert one.tolist() == other.tolist() == [0, 3, 3]
 
 
 @MODELS
@@ -466,6 +478,10 @@ def test_killed_and_resumed_equals_unbroken(kind, tmp_path):
     assert [e["step"] for e in result["evaluations"]] == [3, 6, 8]
     best = max(result["evaluations"], key=lambda e: e["validation_bleu"])
     assert result["validation_bleu"] == best["validation_bleu"]
+
+    assert expected["best_step"] < 8  # so that the last state is another one
+    for name, array in job.best(tmp_path / "whole").items():
+        assert whole.state()[name].tobytes() == array.tobytes(), name
 
     table = load(tmp_path / "whole/embedding.safetensors")
     assert table.bits() == result["bits"]
