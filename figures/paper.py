@@ -23,7 +23,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
-from dpq_ref.tasks import recipe
+from dpq_ref.tasks.recipe import presets as read_presets
 from figures.plot import ratio_axis
 from figures.style import RC, STYLES, save_figure, style_of, to_csv
 
@@ -36,6 +36,7 @@ RELEASED = {  # metric by the best validation: the same by the protocol of the r
     "test_accuracy": "test_accuracy_best",
     "test_bleu": "test_bleu_last",
 }
+DEFAULTS: dict[str, Any] = {"output": None, "network": {}}  # of a configuration
 NOT_RUN = "not run"
 LEFT = ("data", "model", "method", "parameters", "metric")  # columns of text
 COLUMNS = (
@@ -52,13 +53,21 @@ LEGEND = (
 )
 
 
-presets = cache(recipe.presets)
+presets = cache(read_presets)
 
 
 @cache
 def paper() -> dict[str, Any]:
     """Read paper.toml: `data` and `tables`."""
     return tomllib.loads(PAPER.read_text(encoding="utf8"))
+
+
+def lines() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Parts of all tables of the paper, with each of their rows."""
+    for table in paper()["tables"].values():
+        for part in table["parts"]:
+            for line in part["rows"]:
+                yield part, line
 
 
 def strict_ratio(n: int, dim: int, *, n_groups: int, n_codes: int, shared: bool = False) -> float:
@@ -89,7 +98,7 @@ def preset_of(result: Result) -> str:
     """
     if not {"config", "data", "environment", "evaluations"} <= result.keys() or not RELEASED.keys() & result:
         raise ValueError("that is no result of dpq-ref train")
-    config = result["config"]
+    config = DEFAULTS | result["config"]
     differences = {name: list(_differences(config, _config(name))) for name in presets()}
     nearest = min(differences, key=lambda name: len(differences[name]))
     if differences[nearest]:
@@ -97,7 +106,7 @@ def preset_of(result: Result) -> str:
             f"no preset has this configuration; {nearest} but for {'; '.join(differences[nearest])}"
         )
     same = [name for name, found in differences.items() if not found]
-    counts = {name: paper()["data"].get(presets()[name]["folder"], {}).get("counts", {}) for name in same}
+    counts = {name: paper()["data"].get(place(name)[0], {}).get("counts", {}) for name in same}
     differences = {name: list(_differences(result["data"], counts[name])) for name in same}
     fitting = [name for name in same if not differences[name]]
     if not fitting:
@@ -109,23 +118,24 @@ def preset_of(result: Result) -> str:
 
 @cache
 def _config(name: str) -> dict[str, Any]:
-    """Make the configuration of a preset as `dpq-ref train` writes it, without the seed."""
-    from dpq_ref.tasks import classify, language_model
+    """Make the configuration of a preset, as `dpq-ref train` writes it but for the seed."""
+    from dpq_ref.tasks import classify, language_model, translate
 
-    made = recipe.preset(name)
-    plans: dict[str, Any] = {
-        "lm": language_model.SIZES.get(made.model),
-        "classify": classify.Plan(steps=5000),
+    settings = {k: v for k, v in presets()[name].items() if k != "folder"}
+    plans: dict[str, dict[Any, Any]] = {
+        "lm": language_model.SIZES,
+        "classify": {None: classify.Plan(steps=5000)},
+        "translate": translate.PLANS,
     }
-    plan = plans.get(made.task)
-    whole = asdict(replace(plan, **made.plan)) if plan else made.plan
-    return {k: v for k, v in asdict(made).items() if k != "seed"} | {"plan": whole}
+    models = plans[settings["task"]]
+    plan = models[settings.get("model", next(iter(models)))]
+    return DEFAULTS | settings | {"plan": asdict(replace(plan, **settings.get("plan", {})))}
 
 
 def _differences(there: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Name what of `wanted` is not so `there`; only the embedding may have nothing else."""
+    """Name what of `wanted` is not so `there`; parameters of layers may have nothing else."""
     if isinstance(wanted, dict) and isinstance(there, dict):
-        extra = set(there) - set(wanted) if name == "embedding" else set()
+        extra = set(there) - set(wanted) if name in ("embedding", "network") else set()
         for key in [*wanted, *sorted(extra)]:
             yield from _differences(there.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
     elif there != wanted:
@@ -246,11 +256,14 @@ def configuration(settings: dict[str, Any]) -> str:
     return " ".join(k if v is True else f"{letters.get(k, k)}={v}" for k, v in ordered if v is not False)
 
 
+@cache
 def place(name: str) -> tuple[str, str]:
-    """Name data set and model of a preset."""
+    """Name data set and model of a preset, as the paper's rows do where it is in one."""
+    for part, line in lines():
+        if line.get("preset") == name:
+            return part["data"], part["model"]
     settings = presets()[name]
-    models = {"lm": f"LSTM {settings.get('model', 'small')}", "classify": "mean of words"}
-    return settings["folder"], models.get(settings["task"], settings["task"])
+    return settings["folder"], f"{'LSTM ' if settings['task'] == 'lm' else ''}{settings.get('model', '')}"
 
 
 def kind_of(name: str) -> str:
@@ -326,8 +339,7 @@ def preset_row(name: str, runs: list[Result]) -> Row:
 
 def further(results: dict[str, list[Result]]) -> list[Row]:
     """Rows of results whose preset is in no table of the paper."""
-    tables = paper()["tables"].values()
-    named = {line.get("preset") for table in tables for part in table["parts"] for line in part["rows"]}
+    named = {line.get("preset") for _, line in lines()}
     return [preset_row(name, runs) for name, runs in results.items() if name not in named]
 
 
@@ -590,33 +602,34 @@ def _ratios(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
     for axes, ((data, model), names) in zip(panels, places.items(), strict=True):
         metric = metric_of(results[names[0]][0])
         points = [
-            (kind_of(name), _label(name), "ours", *_point(ours(results[name], metric))) for name in names
+            (kind_of(name), configuration(layer_of(name)), "", *_point(ours(results[name], metric)))
+            for name in names
         ]
         points += dict.fromkeys(
-            (line["method"], line.get("detail", ""), "paper", line["ratio"], line["value"], 0.0)
-            for whole in paper()["tables"].values()
-            for part in whole["parts"]
-            for line in part["rows"]
-            if (part["data"], part["model"]) == (data, model) and isinstance(line["value"], float)
+            (line["method"], line.get("detail", ""), line["mark"], line["ratio"], line["value"], 0.0)
+            for part, line in lines()
+            if (part["data"], part["model"]) == (data, model) and not isinstance(line["value"], list)
         )
         for point in points:
-            method, _, source, ratio, value, deviation = point
+            method, _, mark, ratio, value, deviation = point
             label, colour, marker = style_of(method)
-            mine = source == "ours"
-            look: dict[str, Any] = {"mfc": colour, "zorder": 3} if mine else {"mfc": "white", "alpha": 0.6}
+            look: dict[str, Any] = {"mfc": "white", "alpha": 0.6} if mark else {"mfc": colour, "zorder": 3}
             look |= {"color": colour, "marker": marker, "ms": 8 if method == "full" else 5, "ls": ""}
             drawn = axes.errorbar(ratio, value, deviation or None, capsize=2, **look)
-            handles.setdefault(label if mine else f"{label} (paper)", drawn)
-            names_of = ("method", "detail", "source", "compression_ratio", "value", "spread")
+            handles.setdefault(f"{label} (paper)" if mark else label, drawn)
+            keys = ("method", "detail", "paper_mark", "compression_ratio", "value", "spread")
             table.append(
-                {"data": data, "model": model, "metric": metric} | dict(zip(names_of, point, strict=True))
+                {"data": data, "model": model, "metric": metric} | dict(zip(keys, point, strict=True))
             )
         ratio_axis(axes)
         axes.set_title(f"{data}, {model}", fontsize=9)
         axes.set_xlabel("compression ratio of the table")
         axes.set_ylabel(METRICS[metric].axis, fontsize=8)
     figure.tight_layout()
-    figure.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    title = "hollow: the paper's numbers, most of them recalled (marks in the table)"
+    figure.legend(
+        handles.values(), handles, title=title, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4
+    )
     return save_figure(figure, stem, table)
 
 

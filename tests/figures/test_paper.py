@@ -14,20 +14,15 @@ from dpq_ref.layers import make_embedding
 from dpq_ref.tasks import classify, recipe
 from figures import paper
 
-COUNTS = {  # of the test parts
-    "Penn Treebank": {"tokens": {"train": 929589, "validation": 73760, "test": 82430}},
-    "WikiText-2": {"tokens": {"train": 2088628, "validation": 217646, "test": 245569}},
-    "AG News": {"documents": {"train": 640, "validation": 64, "test": 7600}},
-    "Yahoo! Answers": {"documents": {"train": 640, "validation": 64, "test": 60000}},
-    "Yelp Full": {"documents": {"train": 640, "validation": 64, "test": 50000}},
-}
-
 
 def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some processor"):
     """Result of a preset; `minutes` after each of three evaluations."""
     settings = recipe.presets()[name]
-    task = "perplexity" if settings["task"] == "lm" else "accuracy"
-    released = {"perplexity": "test_perplexity_last", "accuracy": "test_accuracy_best"}[task]
+    task = {"lm": "perplexity", "classify": "accuracy", "translate": "bleu"}[settings["task"]]
+    released = "test_accuracy_best" if task == "accuracy" else f"test_{task}_last"
+    counts = json.loads(json.dumps(paper.paper()["data"][paper.place(name)[0]]["counts"]))
+    for unit in counts.values():
+        unit.setdefault("train", 640)
     evaluations = [
         {"step": 10 * (i + 1), "minutes": m, f"validation_{task}": value + 20 - 7 * i}
         for i, m in enumerate(minutes)
@@ -41,7 +36,7 @@ def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some 
         "steps": 30,
         "evaluations": evaluations,
         "config": json.loads(json.dumps(paper._config(name))) | {"seed": seed, "data_sha256": "00"},
-        "data": COUNTS[settings["folder"]],
+        "data": counts,
         "environment": {"processor": processor},
     }
 
@@ -123,32 +118,31 @@ def results(tmp_path_factory):
 # --- The paper's rows -----------------------------------------------------------------------------------
 
 
-def lines():
-    for table in paper.paper()["tables"].values():
-        for part in table["parts"]:
-            for line in part["rows"]:
-                yield part, line
-
-
 def test_every_number_has_a_mark():
-    for part, line in lines():
+    for part, line in paper.lines():
         assert part["data"] in paper.paper()["data"]
         assert {line["mark"], line["ratio_mark"]} <= {"paper", "code", "recalled", "recalled†", "derived"}
         assert (line["ratio"] == 1) == (line["method"] == "full")
 
 
 def test_presets_are_those_of_the_rows():
-    for part, line in lines():
+    for part, line in paper.lines():
         if "preset" in line:
-            assert paper.place(line["preset"]) == (part["data"], part["model"])
-            assert paper.kind_of(line["preset"]) == line["method"]
+            settings = recipe.presets()[line["preset"]]
+            assert settings["embedding"]["kind"] == line["method"]
+            if settings["task"] == "lm":
+                assert (part["data"], part["model"]) == (settings["folder"], f"LSTM {settings['model']}")
+            elif settings["task"] == "classify":
+                assert part["data"] == settings["folder"]
+            else:
+                assert part["data"].lower().endswith("-".join(settings["languages"]))
             if "layer" in line:
                 assert line["layer"] == paper.layer_of(line["preset"])
 
 
 def test_configurations_fit_the_printed_ratios():
     """Printed ratios are the strict ones times (d + 1) / d, by what is known of the paper."""
-    for part, line in lines():
+    for part, line in paper.lines():
         if "layer" not in line:
             continue
         n, dim = paper.paper()["data"][part["data"]]["n"], part["dim"]
@@ -248,31 +242,29 @@ def test_text_and_markdown_agree_with_the_csv(results):
 # --- What is taken, and what refused --------------------------------------------------------------------
 
 
-@pytest.fixture
-def texts(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for split in ("train", "test"):
-        (folder / f"{split}.tsv").write_text("0\ta b\n1\tb c\n" * 20)
-    return folder
-
-
-def test_presets_are_told_by_what_a_training_writes(texts, tmp_path, monkeypatch):
+def test_presets_are_told_by_what_a_training_writes(tmp_path, monkeypatch):
     """By the configurations that `dpq_ref.tasks.recipe` trains with."""
-    from dpq_ref.tasks import language_model
+    from dpq_ref.tasks import language_model, seq2seq, translate
 
     def keep(folder, data, model, plan, *, config, **options):
         return config | {"plan": asdict(plan), "data_sha256": "00"}
 
     monkeypatch.setattr(classify, "fit", keep)
     monkeypatch.setattr(language_model, "train", keep)
+    monkeypatch.setattr(translate, "train", keep)
     monkeypatch.setattr(language_model, "LanguageModel", lambda *arguments, **options: None)
+    monkeypatch.setattr(seq2seq, "AttentionTranslator", lambda *arguments, **options: None)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text("0\ta b\n1\tb c\n" * 20)
     for split in ("train", "valid", "test"):
-        (texts / f"{split}.txt").write_text("a b c\n")
-    for name, settings in recipe.presets().items():
-        if settings["folder"] in COUNTS and settings["task"] in ("lm", "classify"):
-            config = recipe.run(recipe.preset(name, seed=5), texts, tmp_path / "run")
-            assert paper.preset_of(made_up(name) | {"config": json.loads(json.dumps(config))}) == name
+        (tmp_path / f"{split}.txt").write_text("a b c\n")
+    for stem in ("vocab", "train", "tst2012", "tst2013"):
+        for language in ("en", "vi"):
+            (tmp_path / f"{stem}.{language}").write_text("<unk>\n<s>\n</s>\n" if stem == "vocab" else "a\n")
+    for name in recipe.presets():
+        config = recipe.run(recipe.preset(name, seed=5), tmp_path, tmp_path / "run")
+        made = made_up(name) | {"config": json.loads(json.dumps(config))}
+        assert paper.preset_of(made) == name
 
 
 def test_add(tmp_path):
@@ -323,7 +315,9 @@ def test_bad_folders_are_refused(tmp_path):
     done = run("--add", tmp_path / "run", "--results", tmp_path / "results")
     assert done.exit_code == 1
     assert "the training has not come to its end" in done.output
-    for content in ("{", "{}", '{"config": {}}', json.dumps(made_up("ptb-small-sx"))[:-9]):
+    whole = made_up("ptb-small-sx")
+    part = {key: value for key, value in whole.items() if key != "data"}
+    for content in ("{", "{}", json.dumps(part), json.dumps(whole)[:-9]):
         (tmp_path / "run/result.json").write_text(content)
         done = run("--add", tmp_path / "run", "--results", tmp_path / "results")
         assert done.exit_code == 1
@@ -379,11 +373,11 @@ def test_epochs(results):
 
 def test_ratios(results):
     rows = read_csv(results[1] / "ratios.csv")
-    ours = {(r["data"], r["method"], float(r["value"])) for r in rows if r["source"] == "ours"}
+    ours = {(r["data"], r["method"], float(r["value"])) for r in rows if not r["paper_mark"]}
     assert ("Penn Treebank", "dpq-sx", 105.5) in ours
     assert len(ours) == 6
     known = [r for r in rows if (r["data"], r["model"]) == ("AG News", "mean of words")]
-    assert {float(r["value"]) for r in known if r["source"] == "paper"} == {92.6, 92.5}
+    assert {float(r["value"]) for r in known if r["paper_mark"] == "recalled"} == {92.6, 92.5}
 
 
 def test_minutes_of_an_epoch_are_medians_on_one_processor(results):
