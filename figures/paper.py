@@ -605,11 +605,12 @@ def _ratios(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
             (kind_of(name), configuration(layer_of(name)), "", *_point(ours(results[name], metric)))
             for name in names
         ]
-        points += dict.fromkeys(
-            (line["method"], line.get("detail", ""), line["mark"], line["ratio"], line["value"], 0.0)
-            for part, line in lines()
+        theirs = {  # a row that stands in several tables once
+            (line["method"], line["ratio"], line["value"]): (line.get("detail", ""), line["mark"])
+            for part, line in reversed([*lines()])
             if (part["data"], part["model"]) == (data, model) and not isinstance(line["value"], list)
-        )
+        }
+        points += [(method, *known, ratio, value, 0.0) for (method, ratio, value), known in theirs.items()]
         for point in points:
             method, _, mark, ratio, value, deviation = point
             label, colour, marker = style_of(method)
