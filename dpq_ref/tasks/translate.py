@@ -145,10 +145,16 @@ def train(
     ------
     ModuleNotFoundError
         If `sacrebleu` is not installed.
-    ValueError, FloatingPointError
+    ValueError
+        If the vocabularies of model and data are not of one size; or as in `dpq_ref.job.fit`.
+    FloatingPointError
         As in `dpq_ref.job.fit`.
     """
     signature = bleu_signature()  # first of all: without it the training would end in vain
+    for side, layer in (("source", model.embedding), ("target", model.target)):
+        words = len(getattr(data, f"{side}_vocabulary"))
+        if layer.vocab_size != words:
+            raise ValueError(f"model has {layer.vocab_size} {side} words; this data takes {words}")
     buckets = Buckets(
         data.train, plan.batch_size, max_tokens=plan.max_tokens, n_buckets=plan.n_buckets, seed=seed
     )

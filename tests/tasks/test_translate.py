@@ -261,7 +261,7 @@ def enumerated(tree, sentence, limit, alpha):
 
 
 def test_a_beam_of_all_hypotheses_finds_the_best():
-    tree, limits = Tree(4), [3, 1, 2, 3, 0, *[4] * 8]
+    tree, limits = Tree(4), [3, 1, 2, 3, 0, *[4] * 4]
     best = {}
     for alpha in (0.0, 1.0, -4.0):
         found = beam(tree, tree.start(len(limits)), limits, 200, alpha)
@@ -389,6 +389,35 @@ def test_without_sacrebleu(monkeypatch, tmp_path):
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'dpq-ref\[translation\]'"):
         train(tmp_path, None, None, Plan(), config={})
     assert not list(tmp_path.iterdir())
+
+
+def test_model_of_other_vocabularies(tmp_path):
+    for layer, side in ((embedding(), "11 source"), (FullEmbedding(TARGET, E), "10 target")):
+        model = AttentionTranslator(layer, 10, n_hidden=3)
+        with pytest.raises(ValueError, match=f"model has {side} words; this data takes 9"):
+            train(tmp_path, dataset(), model, Plan(), config={})
+
+
+@MODELS
+def test_nothing_to_translate(kind):
+    model = translator(kind)
+    assert translate(model, sequences([])) == []
+    for width in (1, 2):
+        assert [len(words) for words in translate(model, sequences([[], []]), width=width)] == [0, 0]
+        assert len(translate(model, sequences([[], [3, 4]]), width=width)) == 2
+
+
+@MODELS
+def test_both_kernel_sets_agree(kind):
+    batch, found = random_pairs(3).batch([0, 1, 2]), []
+    for backend in ("numpy", "numba"):
+        layer = DPQEmbedding(
+            SOURCE, E, n_groups=2, n_codes=4, init=0.5, rng=1, dtype=np.float64, backend=backend
+        )
+        model = translator(kind, layer, keep=0.7)
+        found.append((model.loss_and_gradients(batch), model.grads["embedding.query"].values))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-14)
 
 
 def test_rates_are_those_of_the_release():
