@@ -261,7 +261,7 @@ def enumerated(tree, sentence, limit, alpha):
 
 
 def test_a_beam_of_all_hypotheses_finds_the_best():
-    tree, limits = Tree(4), [3, 1, 2, 3, 0, *[4] * 4]
+    tree, limits = Tree(4), [3, 1, 2, 3, 0, *[4] * 8]
     best = {}
     for alpha in (0.0, 1.0, -4.0):
         found = beam(tree, tree.start(len(limits)), limits, 200, alpha)
