@@ -14,7 +14,6 @@ import os
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
+from dpq_ref.tasks.recipe import preset
 from dpq_ref.tasks.recipe import presets as read_presets
 from figures.plot import ratio_axis
 from figures.style import RC, STYLES, save_figure, style_of, to_csv
@@ -36,7 +36,6 @@ RELEASED = {  # metric by the best validation: the same by the protocol of the r
     "test_accuracy": "test_accuracy_best",
     "test_bleu": "test_bleu_last",
 }
-DEFAULTS: dict[str, Any] = {"output": None, "network": {}}  # of a configuration
 NOT_RUN = "not run"
 LEFT = ("data", "model", "method", "parameters", "metric")  # columns of text
 COLUMNS = (
@@ -98,8 +97,7 @@ def preset_of(result: Result) -> str:
     """
     if not {"config", "data", "environment", "evaluations"} <= result.keys() or not RELEASED.keys() & result:
         raise ValueError("that is no result of dpq-ref train")
-    config = DEFAULTS | result["config"]
-    differences = {name: list(_differences(config, _config(name))) for name in presets()}
+    differences = {name: list(_differences(result["config"], _config(name))) for name in presets()}
     nearest = min(differences, key=lambda name: len(differences[name]))
     if differences[nearest]:
         raise ValueError(
@@ -119,17 +117,8 @@ def preset_of(result: Result) -> str:
 @cache
 def _config(name: str) -> dict[str, Any]:
     """Make the configuration of a preset, as `dpq-ref train` writes it but for the seed."""
-    from dpq_ref.tasks import classify, language_model, translate
-
-    settings = {k: v for k, v in presets()[name].items() if k != "folder"}
-    plans: dict[str, dict[Any, Any]] = {
-        "lm": language_model.SIZES,
-        "classify": {None: classify.Plan(steps=5000)},
-        "translate": translate.PLANS,
-    }
-    models = plans[settings["task"]]
-    plan = models[settings.get("model", next(iter(models)))]
-    return DEFAULTS | settings | {"plan": asdict(replace(plan, **settings.get("plan", {})))}
+    config = json.loads(json.dumps(preset(name).config))
+    return {key: value for key, value in config.items() if key != "seed"}
 
 
 def _differences(there: Any, wanted: Any, name: str = "") -> Iterator[str]:

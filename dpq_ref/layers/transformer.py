@@ -107,8 +107,10 @@ class EncoderLayer(Network):
         self.layers = {
             "norm1": self.norm1,
             "attention": self.attention,
+            "dropout1": self.dropout1,
             "norm2": self.norm2,
             "feed_forward": self.feed_forward,
+            "dropout2": self.dropout2,
         }
 
     def forward(self, x: Array, lengths: Any, train: bool = True) -> Array:
@@ -144,10 +146,13 @@ class DecoderLayer(Network):
         self.layers = {
             "norm1": self.norm1,
             "self_attention": self.self_attention,
+            "dropout1": self.dropout1,
             "norm2": self.norm2,
             "attention": self.attention,
+            "dropout2": self.dropout2,
             "norm3": self.norm3,
             "feed_forward": self.feed_forward,
+            "dropout3": self.dropout3,
         }
 
     def forward(self, x: Array, memory: Array, lengths: Any, train: bool = True) -> Array:
@@ -203,7 +208,8 @@ class _Stack(Network):
             for _ in range(checks.positive("n_layers", n_layers))
         ]
         self.norm = LayerNorm(width, dtype=dtype)
-        self.layers = {str(i): layer for i, layer in enumerate(self.stack)} | {"norm": self.norm}
+        layers = {"dropout": self.dropout} | {str(i): layer for i, layer in enumerate(self.stack)}
+        super().__init__(layers | {"norm": self.norm})
 
     def _embed(self, words: Array, start: int = 0) -> Array:
         _, t, width = words.shape

@@ -12,6 +12,11 @@ import numpy as np
 from dpq_ref.layers import make_embedding
 
 PRESETS = Path(__file__).with_name("presets.toml")
+SETTINGS = {  # what a task has beside its embedding, its plan and its seed
+    "lm": ("model", "output"),
+    "classify": (),
+    "translate": ("model", "languages", "network"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,45 @@ class Recipe:
     network: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.task not in SETTINGS:
+            raise ValueError(f"task={self.task!r}; it takes one of {', '.join(SETTINGS)}")
+        if self.model is None:
+            object.__setattr__(self, "model", {"lm": "small", "translate": "attention"}.get(self.task))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that decides on the numbers, but the data; JSON-able."""
+        names = ("task", "embedding", "seed", *SETTINGS[self.task])
+        return {name: getattr(self, name) for name in names} | {"plan": asdict(whole_plan(self))}
+
+
+def whole_plan(recipe: Recipe) -> Any:
+    """Plan of the task, with the changes of the recipe.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or field of the plan.
+
+    Examples
+    --------
+    >>> whole_plan(Recipe("lm", {"kind": "full"}, plan={"epochs": 3})).epochs
+    3
+    """
+    from dpq_ref.tasks import classify, language_model, translate
+
+    plans: dict[str, dict[Any, Any]] = {
+        "lm": language_model.SIZES,
+        "classify": {None: classify.Plan(steps=5000)},
+        "translate": translate.PLANS,
+    }
+    plan = _choose(recipe.model, plans[recipe.task])
+    unknown = recipe.plan.keys() - asdict(plan).keys()
+    if unknown:
+        raise ValueError(f"plan has no {', '.join(sorted(unknown))}; it takes {', '.join(asdict(plan))}")
+    return replace(plan, **recipe.plan)
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -102,9 +146,7 @@ def run(
         What is in result.json; None if time was up before.
     """
     tasks = {"lm": _language_model, "classify": _classifier, "translate": _translator}
-    if recipe.task not in tasks:
-        raise ValueError(f"task={recipe.task!r}; it takes one of {', '.join(tasks)}")
-    return tasks[recipe.task](recipe, data, folder, **options)
+    return tasks[recipe.task](recipe, data, folder, config=recipe.config, **options)
 
 
 def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
@@ -112,24 +154,17 @@ def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
 
 
-def _with(plan: Any, changes: dict[str, Any]) -> Any:
-    unknown = changes.keys() - asdict(plan).keys()
-    if unknown:
-        raise ValueError(f"plan has no {', '.join(sorted(unknown))}; it takes {', '.join(asdict(plan))}")
-    return replace(plan, **changes)
-
-
-def _choose(model: str | None, models: dict[str, Any]) -> Any:
-    if model is not None and model not in models:
-        raise ValueError(f"model={model!r}; it takes one of {', '.join(models)}")
-    return models[model or next(iter(models))]
+def _choose(model: str | None, models: dict[Any, Any]) -> Any:
+    if model not in models:
+        raise ValueError(f"model={model!r}; it takes one of {', '.join(map(str, models))}")
+    return models[model]
 
 
 def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
     from dpq_ref.datasets.language import load_builtin_language, load_language
-    from dpq_ref.tasks.language_model import SIZES, LanguageModel, train
+    from dpq_ref.tasks.language_model import LanguageModel, train
 
-    plan = _with(_choose(recipe.model, SIZES), recipe.plan)
+    plan = whole_plan(recipe)
     corpus = load_builtin_language() if path == "builtin" else load_language(path)
     first, rest = _generators(recipe.seed)
     shape = (len(corpus.vocabulary), plan.n_hidden)
@@ -141,27 +176,27 @@ def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> d
     embedding = make(recipe.embedding)
     table = embedding if recipe.output == "tied" else recipe.output and make(recipe.output)
     model = LanguageModel(embedding, plan, table=table, rng=rest)
-    return train(folder, corpus, model, plan, config=asdict(recipe), **options)
+    return train(folder, corpus, model, plan, **options)
 
 
 def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
     from dpq_ref import datasets
-    from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, fit
+    from dpq_ref.tasks.classify import PADDING, TextClassifier, fit
 
-    plan = _with(Plan(steps=5000), recipe.plan)
+    plan = whole_plan(recipe)
     data = datasets.load(path)
     first, rest = _generators(recipe.seed)
     settings = dict(recipe.embedding)
     kind = settings.pop("kind")
     embedding = make_embedding(kind, len(data.vocabulary), 300, padding_id=PADDING, rng=first, **settings)
     model = TextClassifier(embedding, len(data.label_names), rng=rest)
-    return fit(folder, data, model, plan, seed=recipe.seed, config=asdict(recipe), **options)
+    return fit(folder, data, model, plan, seed=recipe.seed, **options)
 
 
 def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
     from dpq_ref.datasets.translation import load_translation
     from dpq_ref.tasks.seq2seq import AttentionTranslator, TransformerTranslator
-    from dpq_ref.tasks.translate import PLANS, train
+    from dpq_ref.tasks.translate import train
 
     if path == "builtin":
         raise ValueError("data='builtin' has no translations; it takes a folder of sentence pairs")
@@ -173,11 +208,10 @@ def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
         init = (3 / dim) ** 0.5  # variance 1 / dim, as the target's
     else:
         network["n_hidden"] = dim
-    plan = _with(_choose(recipe.model, PLANS), recipe.plan)
     data = load_translation(path, *recipe.languages)
     first, rest = _generators(recipe.seed)
     settings = dict(recipe.embedding)
     kind = settings.pop("kind")
     embedding = make_embedding(kind, len(data.source_vocabulary), dim, init=init, rng=first, **settings)
     model = make(embedding, len(data.target_vocabulary), rng=rest, **network)
-    return train(folder, data, model, plan, config=asdict(recipe), seed=recipe.seed, **options)
+    return train(folder, data, model, whole_plan(recipe), seed=recipe.seed, **options)

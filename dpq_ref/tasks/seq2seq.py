@@ -418,8 +418,7 @@ class TransformerTranslator(Translator):
         self.decoder = Decoder(n_layers, width, n_heads, hidden, keep=keep, rng=rng, dtype=dtype)
         init = (3 / width) ** 0.5  # variance 1 / width
         options: dict[str, Any] = {"init": init, "rng": rng, "dtype": dtype, "backend": embedding.kernels}
-        # One generator serves all dropouts; the first stands for them.
-        layers = {"encoder": self.encoder, "decoder": self.decoder, "dropout": self.encoder.dropout}
+        layers = {"encoder": self.encoder, "decoder": self.decoder}
         target = FullEmbedding(vocab_size, width, **options)
         output = SoftmaxOutput(vocab_size, width, smoothing=smoothing, **options)
         super().__init__(embedding, target, output, layers, embed_padding=embed_padding)
