@@ -117,13 +117,17 @@ def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: in
     """Compress the tables of a trained language model by every method, and train it on.
 
     MODEL is the folder of a finished `dpq-ref train lm` with the full embedding. Writes OUTPUT/runs/*.json:
-    perplexity, ratio and bits of each.
+    perplexity, ratio and bits of each; and OUTPUT/compressed.json, a row of each.
     """
-    from figures.language import GRID, sweep
+    import json
+
+    from dpq_ref.compressed import write_atomically
+    from figures.language import GRID, rows, sweep
 
     with _clear_errors():
         do, runs = sweep(grid or GRID, model, data)
         records = do(runs, output, jobs=jobs)
+        write_atomically(output / "compressed.json", json.dumps(rows(records), indent=1).encode())
     failed = [record["name"] for record in records if "error" in record]
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")

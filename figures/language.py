@@ -131,6 +131,29 @@ def execute(source: str, path: str, run: Run, work: Path, on_step: Callable[[int
     return record | {"metrics": found, "bits": bits, "compression_ratio": full / sum(bits.values())}
 
 
+def rows(records: list[Record]) -> list[Record]:
+    """One flat row per record that did not fail, as `figures.paper` reads them."""
+    found = []
+    for record in records:
+        if "error" in record:
+            continue
+        run = record["specification"]
+        epochs = run["parameters"].get("retrain", 0)
+        found.append(
+            {
+                "method": run["method"],
+                "parameters": {k: v for k, v in run["parameters"].items() if k != "retrain"},
+                "retrained": bool(epochs),
+                "epochs": epochs,
+                "seed": run["seed"],
+                "compression_ratio": record["compression_ratio"],
+                **record["metrics"],
+                "environment": record["environment"],
+            }
+        )
+    return found
+
+
 def layer_of(table: Compressed) -> Any:
     """Layer that trains the factors of a table, or leaves it as it is."""
     if isinstance(table, BlockTable):

@@ -87,6 +87,15 @@ def test_sizes_of_one_and_of_both_matrices(records):
             assert record["compression_ratio"] == pytest.approx(6 * n / (3 * (n + 6)))
 
 
+def test_rows_are_what_the_tables_of_the_paper_read(folder, records):
+    found = json.loads((folder / "out/compressed.json").read_text())
+    assert len(found) == len(records)
+    for row in found:
+        assert row["retrained"] is (row["epochs"] > 0)
+        assert "retrain" not in row["parameters"]
+        assert row["test_perplexity"] in [r["metrics"]["test_perplexity"] for r in records.values()]
+
+
 def test_layers(folder):
     _, _, state = language.read(str(folder / "model"), str(folder / "corpus"))
     from baselines import GroupReduce, LowRank, ProductQuantizer
