@@ -193,7 +193,7 @@ def _options(*options: Any) -> Any:
 
 
 _training = _options(
-    click.option("--data", help="Folder of the data. Default: the built-in corpus; none with --preset."),
+    click.option("--data", help="Folder of the data. Default: the built-in corpus, where the task has one."),
     click.option(
         "--output",
         type=click.Path(file_okay=False, path_type=Path),
