@@ -203,6 +203,9 @@ _training = _options(
     click.option(
         "--max-minutes", type=click.FloatRange(0), help="Stop after so long; the same command goes on."
     ),
+    click.option(
+        "--patience", type=click.IntRange(1), help="End after so many evaluations without a better one."
+    ),
 )
 _embedding = _options(
     click.option(
@@ -343,7 +346,14 @@ def _layer(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _run(recipe: Any, name: str, data: str | None, output: Path | None, max_minutes: float | None) -> None:
+def _run(
+    recipe: Any,
+    name: str,
+    data: str | None,
+    output: Path | None,
+    max_minutes: float | None,
+    patience: int | None,
+) -> None:
     """Train with a progress bar, and print what came out."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -358,6 +368,7 @@ def _run(recipe: Any, name: str, data: str | None, output: Path | None, max_minu
             data or "builtin",
             output,
             max_minutes=max_minutes,
+            patience=patience,
             on_start=lambda steps: bar.update(task, total=steps),
             on_step=lambda step: bar.update(task, completed=step),
         )

@@ -119,7 +119,7 @@ def fit(
         If the loss or a gradient is NaN or infinite; it names step and parameter.
     """
     folder = Path(folder)
-    _claim(folder, config)
+    _claim(folder, config if patience is None else config | {"patience": patience})
     if on_start:
         on_start(steps)
     progress = _restore(folder, model, optimizer)

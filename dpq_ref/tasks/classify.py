@@ -270,7 +270,7 @@ def fit(
     seed : int
         Shuffles the texts.
     **options
-        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
+        patience, max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------

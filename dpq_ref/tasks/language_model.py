@@ -314,7 +314,7 @@ def train(
     config : dict
         JSON-able; what `model` was made from, its seed included.
     **options
-        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
+        patience, max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------

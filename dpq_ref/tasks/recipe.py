@@ -138,7 +138,7 @@ def run(
     folder : path
         Of the training; see `dpq_ref.job`.
     **options
-        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
+        patience, max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------

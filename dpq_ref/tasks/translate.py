@@ -134,7 +134,7 @@ def train(
     seed : int
         Gives the order of the batches.
     **options
-        max_minutes, on_start and on_step of `dpq_ref.job.fit`.
+        patience, max_minutes, on_start and on_step of `dpq_ref.job.fit`.
 
     Returns
     -------

@@ -160,6 +160,16 @@ def test_command_stops_in_time_and_goes_on(texts, tmp_path):
     assert "test_accuracy" in run(*arguments).output
 
 
+def test_patience_ends_a_training_and_is_part_of_it(corpus, tmp_path):
+    """At rate 0 nothing ever gets better than the first evaluation."""
+    made = Recipe("lm", {"kind": "full"}, plan=TINY | {"epochs": 9, "learning_rate": 0.0})
+    result = recipe.run(made, corpus, tmp_path / "run", patience=2)
+    assert len(result["evaluations"]) == 3
+    assert result["best_epoch"] == 1
+    with pytest.raises(ValueError, match="patience 2 there, None here"):
+        recipe.run(made, corpus, tmp_path / "run")
+
+
 def test_command_trains_a_language_model(corpus, tmp_path):
     done = run("lm", "--data", corpus, "--epochs", 1, "--output", tmp_path / "run")
     assert done.exit_code == 1  # three hundred words are not enough for batches of 20 x 20
