@@ -169,12 +169,12 @@ def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None
     """
     if force and not add:
         raise click.UsageError("--force: it goes with --add")
-    from figures import paper
+    from figures import paper, paper_results
 
     output = output or results
     with _clear_errors():
         for folder in add:
-            paper.add(folder, results, force=force)
+            paper_results.add(folder, results, force=force)
         paths = paper.make(results, output)
     click.echo((output / "tables.txt").read_text(encoding="utf8"))
     for path in paths:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dpq_ref.cli import main
 from dpq_ref.layers import make_embedding
 from dpq_ref.tasks import classify, recipe
-from figures import paper
+from figures import paper, paper_results, plot_paper
 
 
 def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some processor"):
@@ -20,7 +20,7 @@ def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some 
     settings = recipe.presets()[name]
     task = {"lm": "perplexity", "classify": "accuracy", "translate": "bleu"}[settings["task"]]
     released = "test_accuracy_best" if task == "accuracy" else f"test_{task}_last"
-    counts = json.loads(json.dumps(paper.paper()["data"][paper.place(name)[0]]["counts"]))
+    counts = json.loads(json.dumps(paper_results.paper()["data"][paper_results.place(name)[0]]["counts"]))
     for unit in counts.values():
         unit.setdefault("train", 640)
     evaluations = [
@@ -35,7 +35,7 @@ def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some 
         "minutes": minutes[-1],
         "steps": 30,
         "evaluations": evaluations,
-        "config": json.loads(json.dumps(paper._config(name))) | {"seed": seed, "data_sha256": "00"},
+        "config": json.loads(json.dumps(paper_results._config(name))) | {"seed": seed, "data_sha256": "00"},
         "data": counts,
         "environment": {"processor": processor},
     }
@@ -87,7 +87,7 @@ GRID = [
 def coarse():
     """Figures of few pixels, quickly drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(paper.RC, "figure.dpi", 30)
+        patch.setitem(plot_paper.RC, "figure.dpi", 30)
         yield
 
 
@@ -119,14 +119,14 @@ def results(tmp_path_factory):
 
 
 def test_every_number_has_a_mark():
-    for part, line in paper.lines():
-        assert part["data"] in paper.paper()["data"]
+    for part, line in paper_results.lines():
+        assert part["data"] in paper_results.paper()["data"]
         assert {line["mark"], line["ratio_mark"]} <= {"paper", "code", "recalled", "recalled†", "derived"}
         assert (line["ratio"] == 1) == (line["method"] == "full")
 
 
 def test_presets_are_those_of_the_rows():
-    for part, line in paper.lines():
+    for part, line in paper_results.lines():
         if "preset" in line:
             settings = recipe.presets()[line["preset"]]
             assert settings["embedding"]["kind"] == line["method"]
@@ -137,16 +137,16 @@ def test_presets_are_those_of_the_rows():
             else:
                 assert part["data"].lower().endswith("-".join(settings["languages"]))
             if "layer" in line:
-                assert line["layer"] == paper.layer_of(line["preset"])
+                assert line["layer"] == paper_results.layer_of(line["preset"])
 
 
 def test_configurations_fit_the_printed_ratios():
     """Printed ratios are the strict ones times (d + 1) / d, by what is known of the paper."""
-    for part, line in paper.lines():
+    for part, line in paper_results.lines():
         if "layer" not in line:
             continue
-        n, dim = paper.paper()["data"][part["data"]]["n"], part["dim"]
-        strict = paper.strict_ratio(n, dim, **line["layer"])
+        n, dim = paper_results.paper()["data"][part["data"]]["n"], part["dim"]
+        strict = paper_results.strict_ratio(n, dim, **line["layer"])
         if line["ratio_mark"] == "derived":
             assert round(strict, 2) == line["ratio"]
         elif "does not fit" in line.get("note", ""):
@@ -160,7 +160,7 @@ def test_configurations_fit_the_printed_ratios():
 def test_strict_ratio_is_that_of_what_is_stored(shared, n_groups, n_codes):
     settings = {"n_groups": n_groups, "n_codes": n_codes, "shared": shared}
     table = make_embedding("dpq-sx", 40, 12, **settings).export()
-    assert paper.strict_ratio(40, 12, **settings) == table.compression_ratio
+    assert paper_results.strict_ratio(40, 12, **settings) == table.compression_ratio
 
 
 # --- Tables ---------------------------------------------------------------------------------------------
@@ -264,20 +264,20 @@ def test_presets_are_told_by_what_a_training_writes(tmp_path, monkeypatch):
     for name in recipe.presets():
         config = recipe.run(recipe.preset(name, seed=5), tmp_path, tmp_path / "run")
         made = made_up(name) | {"config": json.loads(json.dumps(config))}
-        assert paper.preset_of(made) == name
+        assert paper_results.preset_of(made) == name
 
 
 def test_add(tmp_path):
     result = made_up("ptb-small-sx", seed=7)
-    path = paper.add(trained(tmp_path / "a", result), tmp_path / "results")
+    path = paper_results.add(trained(tmp_path / "a", result), tmp_path / "results")
     assert path == tmp_path / "results/ptb-small-sx-seed7.json"
     assert path.read_bytes() == (tmp_path / "a/result.json").read_bytes()
-    assert paper.add(tmp_path / "a", tmp_path / "results") == path  # the same again
+    assert paper_results.add(tmp_path / "a", tmp_path / "results") == path  # the same again
     other = trained(tmp_path / "b", result | {"test_perplexity": 99.0})
     with pytest.raises(FileExistsError, match="seed7.json is there, with another result; --force replaces"):
-        paper.add(other, tmp_path / "results")
+        paper_results.add(other, tmp_path / "results")
     assert json.loads(path.read_text()) == result
-    paper.add(other, tmp_path / "results", force=True)
+    paper_results.add(other, tmp_path / "results", force=True)
     assert json.loads(path.read_text())["test_perplexity"] == 99
 
 
@@ -330,7 +330,7 @@ def test_bad_folders_are_refused(tmp_path):
 def test_results_under_a_wrong_name_are_refused(tmp_path):
     (tmp_path / "ptb-small-vq-seed0.json").write_text(json.dumps(made_up("ptb-small-sx")))
     with pytest.raises(ValueError, match="vq-seed0.json has the result of ptb-small-sx-seed0"):
-        paper.read_results(tmp_path)
+        paper_results.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
