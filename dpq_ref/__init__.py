@@ -19,7 +19,14 @@ if TYPE_CHECKING:
         SparseTable,
         load,
     )
-    from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, RowSparse
+    from dpq_ref.layers import (
+        BlockEmbedding,
+        DPQEmbedding,
+        FixedEmbedding,
+        FullEmbedding,
+        LowRankEmbedding,
+        RowSparse,
+    )
     from dpq_ref.optim import SGD, Adagrad, Adam
     from dpq_ref.schedules import CyclicallyAnnealedRate
 
@@ -36,6 +43,7 @@ _HOMES = {
     "load": "compressed",
     "BlockEmbedding": "layers",
     "DPQEmbedding": "layers",
+    "FixedEmbedding": "layers",
     "FullEmbedding": "layers",
     "LowRankEmbedding": "layers",
     "RowSparse": "layers",
@@ -56,6 +64,7 @@ __all__ = [
     "DPQEmbedding",
     "DenseTable",
     "FactoredTable",
+    "FixedEmbedding",
     "FullEmbedding",
     "LowRankEmbedding",
     "ProductTable",

@@ -23,8 +23,7 @@ from dpq_ref import job
 from dpq_ref.compressed import BlockTable, Compressed, DenseTable, FactoredTable
 from dpq_ref.datasets.language import LanguageDataset, load_language
 from dpq_ref.kernels.reference import Array
-from dpq_ref.layers import BlockEmbedding, LowRankEmbedding
-from dpq_ref.layers.fixed import FixedEmbedding
+from dpq_ref.layers import BlockEmbedding, FixedEmbedding, LowRankEmbedding
 from dpq_ref.tasks.language_model import LanguageModel, Plan, train
 from figures.sweep import Record, Run, Sweep, cells
 from figures.tables import make_estimator

@@ -4,6 +4,7 @@ from dpq_ref.layers.attention import LuongAttention, MultiHeadAttention, length_
 from dpq_ref.layers.dense import Dense, Relu
 from dpq_ref.layers.dropout import Dropout
 from dpq_ref.layers.embedding import CodeUsage, DPQEmbedding, FullEmbedding, RowSparse
+from dpq_ref.layers.fixed import FixedEmbedding
 from dpq_ref.layers.kinds import make_embedding
 from dpq_ref.layers.loss import SoftmaxOutput, softmax_cross_entropy
 from dpq_ref.layers.low_rank import BlockEmbedding, LowRankEmbedding, rank_kept
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Encoder",
+    "FixedEmbedding",
     "FullEmbedding",
     "LowRankEmbedding",
     "LuongAttention",

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
+from dpq_ref import checks
 from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import Array
 from dpq_ref.layers.embedding import TableLayer
@@ -19,6 +18,7 @@ class FixedEmbedding(TableLayer):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from dpq_ref import DenseTable
     >>> layer = FixedEmbedding(DenseTable(np.eye(2, dtype=np.float32)))
     >>> layer.forward([1])
@@ -33,7 +33,7 @@ class FixedEmbedding(TableLayer):
 
     def forward(self, ids: Any, train: bool = True) -> Array:
         """Rows, (...,) integers in [0, vocab_size) -> (..., dim)."""
-        ids = np.asarray(ids)
+        ids = checks.as_ids(ids, self.vocab_size)
         return self.kernels.gather(self.rows, ids.ravel()).reshape(*ids.shape, self.dim)
 
     def backward(self, d_output: Array) -> None:

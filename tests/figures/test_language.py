@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from dpq_ref.cli import main
 from dpq_ref.datasets.language import load_language
-from dpq_ref.layers import BlockEmbedding, LowRankEmbedding
-from dpq_ref.layers.fixed import FixedEmbedding
+from dpq_ref.layers import BlockEmbedding, FixedEmbedding, LowRankEmbedding
 from dpq_ref.tasks import recipe
 from figures import language
 
