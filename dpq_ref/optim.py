@@ -4,7 +4,6 @@ A `RowSparse` gradient touches only its rows, moments included ("lazy" Adam, as 
 paper): a word that is not in the batch does not move.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,14 +50,14 @@ class Optimizer:
             arrays = [_two_axes(array) for array in (self.params[name], *self.state[name])]
             if isinstance(gradient, RowSparse):
                 rows = [self.kernels.gather(array, gradient.rows) for array in arrays]
-                for array, new in zip(arrays, self._update(gradient.values, *rows), strict=True):
+                self._update(gradient.values, *rows)
+                for array, new in zip(arrays, rows, strict=True):
                     array[gradient.rows] = new
             else:
-                for array, new in zip(arrays, self._update(_two_axes(gradient), *arrays), strict=True):
-                    array[:] = new
+                self._update(_two_axes(gradient), *arrays)
 
-    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
-        """Return the new parameter and state, (r, w) each."""
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
+        """Move parameter and state, (r, w) each, in place."""
         raise NotImplementedError
 
 
@@ -73,8 +72,8 @@ class SGD(Optimizer):
     array([0., 2.])
     """
 
-    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
-        return (parameter - parameter.dtype.type(self.learning_rate) * gradient,)
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
+        parameter -= parameter.dtype.type(self.learning_rate) * gradient
 
 
 class Adagrad(Optimizer):
@@ -82,10 +81,10 @@ class Adagrad(Optimizer):
 
     initial_state = (0.0,)
 
-    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
-        real = parameter.dtype.type
-        total = state[0] + gradient * gradient
-        return parameter - real(self.learning_rate) * gradient / (np.sqrt(total) + real(1e-10)), total
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
+        real, (total,) = parameter.dtype.type, state
+        total += gradient * gradient
+        parameter -= real(self.learning_rate) * gradient / (np.sqrt(total) + real(1e-10))
 
 
 class Adam(Optimizer):
@@ -113,47 +112,55 @@ class Adam(Optimizer):
         super().__init__(params, learning_rate, backend=backend)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
-    def _update(self, gradient: Array, parameter: Array, *state: Array) -> tuple[Array, ...]:
+    def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
         hyper = (self.steps, self.learning_rate, self.beta1, self.beta2, self.epsilon)
-        return self.kernels.adam(parameter, gradient, *state, *hyper)
+        moved = self.kernels.adam(parameter, gradient, *state, *hyper)
+        for array, new in zip((parameter, *state), moved, strict=True):
+            array[:] = new
 
 
-def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> dict[str, Any]:
-    """Scale all gradients by one factor, so that their norm together is at most a limit.
+def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
+    """Scale all gradients by one factor, in place, so that their norm together is at most a limit.
 
     R. Pascanu, T. Mikolov, Y. Bengio, *On the Difficulty of Training Recurrent Neural Networks*, ICML 2013.
 
     Parameters
     ----------
     grads : dict of arrays or RowSparse
+        They stay as they are if the norm is within the limit or not finite.
     clip_norm : float above 0
 
     Returns
     -------
-    dict
-        New gradients, or the same where the norm is within that.
+    float
+        The norm before; not finite if and only if a gradient is not.
 
     Raises
     ------
     ValueError
-        If it is not above 0.
+        If the limit is not above 0.
 
     Examples
     --------
-    >>> clip_global_norm({"x": np.array([3.0]), "y": np.array([4.0])}, 1.0)
-    {'x': array([0.6]), 'y': array([0.8])}
+    >>> grads = {"x": np.array([3.0]), "y": np.array([4.0])}
+    >>> clip_global_norm(grads, 1.0), grads
+    (5.0, {'x': array([0.6]), 'y': array([0.8])})
     """
     if not clip_norm > 0:
         raise ValueError(f"clip_norm={clip_norm}; it takes a number above 0")
-    arrays = {name: g.values if isinstance(g, RowSparse) else g for name, g in grads.items()}
-    norm = np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))
-    if norm <= clip_norm:
-        return grads
-    clipped = {name: array * array.dtype.type(clip_norm / norm) for name, array in arrays.items()}
-    return {
-        name: replace(g, values=clipped[name]) if isinstance(g, RowSparse) else clipped[name]
-        for name, g in grads.items()
-    }
+    arrays = [g.values if isinstance(g, RowSparse) else g for g in grads.values()]
+    norm = float(np.sqrt(sum(_squared_norm(array) for array in arrays)))
+    if clip_norm < norm < np.inf:
+        for array in arrays:
+            array *= array.dtype.type(clip_norm / norm)
+    return norm
+
+
+def _squared_norm(array: Array) -> float:
+    """Sum of squares: each row in its own precision, and all in float64 if that overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(np.vecdot(array, array).sum(dtype=np.float64))
+    return total if np.isfinite(total) else float(np.square(array, dtype=np.float64).sum())
 
 
 def _two_axes(array: Array) -> Array:

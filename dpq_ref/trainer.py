@@ -112,8 +112,10 @@ def train(
             optimizer.learning_rate = schedule(step)
         loss = model.loss_and_gradients(next(batches))
         grads = model.grads
-        _check_finite(step, loss, grads)
-        optimizer.step(grads if clip_norm is None else clip_global_norm(grads, clip_norm))
+        norm = clip_global_norm(grads, np.inf if clip_norm is None else clip_norm)
+        if not np.isfinite(loss + norm):
+            raise FloatingPointError(f"step {step}: the loss is {loss}{_not_finite(grads)}")
+        optimizer.step(grads)
         history.losses.append(loss)
         history.seconds += time.perf_counter() - start
         if evaluate and (step % every == 0 or step == steps):
@@ -124,9 +126,7 @@ def train(
     return history
 
 
-def _check_finite(step: int, loss: float, grads: dict[str, Any]) -> None:
+def _not_finite(grads: dict[str, Any]) -> str:
     values = {name: g.values if isinstance(g, RowSparse) else g for name, g in grads.items()}
     bad = next((name for name, array in values.items() if not np.isfinite(array).all()), None)
-    if bad is not None or not np.isfinite(loss):
-        gradient = "" if bad is None else f", the gradient of {bad!r} is not finite"
-        raise FloatingPointError(f"step {step}: the loss is {loss}{gradient}")
+    return "" if bad is None else f", the gradient of {bad!r} is not finite"

@@ -80,20 +80,29 @@ def test_clipping_by_the_global_norm():
     grads = {"a": dense, "b": RowSparse(np.array([0, 7]), values, 9)}
     norm = np.linalg.norm(np.concatenate([dense.ravel().astype(np.float64), values.ravel()]))
     before = dense.copy(), values.copy()
-    clipped = clip_global_norm(grads, norm / 4)
-    np.testing.assert_allclose(clipped["a"], dense / 4, rtol=1e-6)
-    np.testing.assert_allclose(clipped["b"].to_dense(), grads["b"].to_dense() / 4, rtol=1e-14)
-    assert clipped["a"].dtype == np.float32 and clipped["b"].values.dtype == np.float64
-    np.testing.assert_array_equal(dense, before[0])
-    np.testing.assert_array_equal(values, before[1])
-    assert clip_global_norm(grads, norm * 1.001) is grads
-    zero = {"x": np.zeros((2, 2))}
-    assert clip_global_norm(zero, 1.0) is zero
+    for limit in (norm * 1.001, np.inf):
+        assert clip_global_norm(grads, limit) == pytest.approx(norm, rel=1e-6)
+        np.testing.assert_array_equal(dense, before[0])
+        np.testing.assert_array_equal(values, before[1])
+    assert clip_global_norm(grads, norm / 4) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(grads["a"], before[0] / 4, rtol=1e-6)
+    np.testing.assert_allclose(grads["b"].values, before[1] / 4, rtol=1e-6)
+    assert grads["a"].dtype == np.float32 and grads["b"].values.dtype == np.float64
+    assert clip_global_norm({"x": np.zeros((2, 2))}, 1.0) == clip_global_norm({}, 1.0) == 0
 
 
 def test_clipping_of_huge_gradients_does_not_overflow():
-    clipped = clip_global_norm({"x": np.full((2, 1), 1e30, np.float32)}, 1.0)
-    np.testing.assert_allclose(clipped["x"], np.sqrt(0.5), rtol=1e-6)
+    x = np.full((2, 1), 1e30, np.float32)
+    assert clip_global_norm({"x": x}, 1.0) == pytest.approx(np.sqrt(2) * 1e30)
+    np.testing.assert_allclose(x, np.sqrt(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_norm_of_what_is_not_finite_is_not_finite_and_nothing_moves(bad):
+    x, y = np.array([[3.0, bad]], np.float32), np.array([4.0])
+    assert not np.isfinite(clip_global_norm({"x": x, "y": y}, 1.0))
+    np.testing.assert_array_equal(x, np.array([[3.0, bad]], np.float32))
+    assert y[0] == 4
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, np.nan])

@@ -919,18 +919,23 @@ def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_bef
             d_before[n, k] = e * f
 
 
-def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: float) -> tuple[Array, Array]:
+def cross_entropy(
+    logits: Array, labels: Integers, weights: Array, smoothing: float, out: Array | None = None
+) -> tuple[Array, Array]:
     """As `reference.cross_entropy`, row by row: a row stays in the cache from its maximum on."""
     b, C = logits.shape
     _check_shape("labels", labels, b)
     _check_shape("weights", weights, b)
     check_range("labels", labels, C)
-    losses, d_logits = np.empty(b, logits.dtype), np.empty((b, C), logits.dtype)
+    losses, out = np.empty(b, logits.dtype), np.empty((b, C), logits.dtype) if out is None else out
+    _check_shape("out", out, b, C)
     hit, rest = scalar_like(logits, 1 - smoothing), scalar_like(logits, smoothing / C if C else 0)
-    inputs = _inputs(np.int64, labels) + _inputs(logits.dtype, weights)
     largest = logits.max(axis=1, initial=-np.inf)
-    _cross_entropy(*_inputs(logits.dtype, logits), largest, *inputs, hit, rest, losses, d_logits)
-    return losses, d_logits
+    inputs = _inputs(np.int64, labels) + _inputs(logits.dtype, weights, largest)
+    if out is not logits:
+        out[:] = logits
+    _cross_entropy(*inputs, hit, rest, losses, out)
+    return losses, out
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
@@ -943,21 +948,22 @@ def _sum(x):
 
 
 @_parallel
-def _cross_entropy(logits, largest, labels, weights, hit, rest, losses, d_logits):
-    b, C = logits.shape
+def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
+    """From logits to gradients in one array: two might overlap, and then no loop is vectorised."""
+    b, C = rows.shape
     for i in prange(b):
         top = largest[i]
-        for k in range(C):
-            d_logits[i, k] = _exp(logits[i, k] - top)
-        total = _sum(d_logits[i])
-        loss = np.log(total) - hit * (logits[i, labels[i]] - top)
+        loss = -hit * (rows[i, labels[i]] - top)
         if rest > 0:
-            loss -= rest * (_sum(logits[i]) - C * np.float64(top))
-        losses[i] = loss
-        scale, shift = logits.dtype.type(weights[i] / total), rest * weights[i]
+            loss -= rest * (_sum(rows[i]) - C * np.float64(top))
         for k in range(C):
-            d_logits[i, k] = d_logits[i, k] * scale - shift
-        d_logits[i, labels[i]] -= hit * weights[i]
+            rows[i, k] = _exp(rows[i, k] - top)
+        total = _sum(rows[i])
+        losses[i] = np.log(total) + loss
+        scale, shift = rows.dtype.type(weights[i] / total), rest * weights[i]
+        for k in range(C):
+            rows[i, k] = rows[i, k] * scale - shift
+        rows[i, labels[i]] -= hit * weights[i]
 
 
 # --- Pooling and the optimizer --------------------------------------------------------------------------

@@ -646,7 +646,9 @@ def lstm_cell_backward(
     return np.concatenate(d_gates, axis=1), e * f
 
 
-def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: float) -> tuple[Array, Array]:
+def cross_entropy(
+    logits: Array, labels: Integers, weights: Array, smoothing: float, out: Array | None = None
+) -> tuple[Array, Array]:
     """Cross-entropy of softmax(logits) with smoothed labels, and the gradient of its weighted sum.
 
     The target is q[k] = (1 - smoothing) [k = label] + smoothing / C (Szegedy et al., CVPR 2016, section 7).
@@ -657,6 +659,8 @@ def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: fl
     labels : (b,) integers in [0, C)
     weights : (b,)
     smoothing : float
+    out : (b, C), optional
+        Where d_logits goes, in C order; it may be `logits`.
 
     Returns
     -------
@@ -676,7 +680,7 @@ def cross_entropy(logits: Array, labels: Integers, weights: Array, smoothing: fl
         losses -= rest * shifted.sum(axis=1)
     d_logits = exponentials / total - rest
     d_logits[rows, labels] -= hit
-    return losses, d_logits * weights[:, None]
+    return losses, np.multiply(d_logits, weights[:, None], out=out)
 
 
 # --- Pooling and the optimizer ------------------------------------------------------------------------------

@@ -119,10 +119,11 @@ class SoftmaxOutput:
         for block in self._blocks(len(x)):
             logits = self.logits(x[block], weight)
             losses[block], d_logits = self.kernels.cross_entropy(
-                logits, labels[block], weights[block], self.smoothing
+                logits, labels[block], weights[block], self.smoothing, out=logits
             )
             d_x[block] = d_logits @ weight
-            self.d_weight += d_logits.T @ x[block]
+            d_weight = d_logits.T @ x[block]
+            self.d_weight = self.d_weight + d_weight if block.start else d_weight
             d_bias += d_logits.sum(axis=0)
         self.grads = {"bias": d_bias, **({"weight": self.d_weight} if own else {})}
         return losses, d_x

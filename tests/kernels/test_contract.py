@@ -481,3 +481,15 @@ def test_prefix_codes(module):
     ):
         with pytest.raises(ValueError, match=f"codes; {n_codes} are asked for"):
             module.unpack_prefix(np.array(stream, np.uint8), np.array(sizes), n_codes)
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+def test_gradients_of_logits_may_take_their_place(module):
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.standard_normal((3, 7)), np.array([0, 6, 2]), rng.random(3)
+    losses, d_logits = module.cross_entropy(logits, labels, weights, 0.1)
+    for out in (np.full((3, 7), np.nan), logits):
+        again = module.cross_entropy(logits, labels, weights, 0.1, out=out)
+        assert again[1] is out
+        np.testing.assert_array_equal(again[0], losses)
+        np.testing.assert_array_equal(out, d_logits)
