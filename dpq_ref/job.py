@@ -21,8 +21,9 @@ import numpy as np
 from dpq_ref import checkpoint
 from dpq_ref.compressed import Compressed, write_atomically
 from dpq_ref.environment import environment
-from dpq_ref.kernels.reference import Array
-from dpq_ref.metrics import METRICS
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.layers import DPQEmbedding
+from dpq_ref.metrics import METRICS, code_usage
 from dpq_ref.network import Network
 from dpq_ref.optim import Optimizer
 from dpq_ref.trainer import History, train
@@ -36,18 +37,23 @@ class Progress:
     ----------
     evaluations : list of dict
         step, loss (mean since the last one), learning_rate, minutes (of training so far) and what `evaluate`
-        returned.
+        returned. Of a model with a DPQ embedding also codes_changed, the share since the last evaluation or
+        the start, and means over the groups of the share of codes in use, codes_used, and their
+        code_perplexity.
     best_step : int
         Of the best evaluation, the earliest of several; 0 before the first one.
     done : bool
         All steps, or no further improvement: otherwise time was up.
     history : History
+    codes : (vocab_size, D) integers or None
+        Of the DPQ embedding at the last evaluation or the start.
     """
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
     done: bool = False
     history: History = field(default_factory=History)
+    codes: Integers | None = None
 
     @property
     def best(self) -> dict[str, float]:
@@ -122,13 +128,22 @@ def fit(
     _claim(folder, config if patience is None else config | {"patience": patience})
     if on_start:
         on_start(steps)
+    embedding = getattr(model, "embedding", None)
     progress = _restore(folder, model, optimizer)
+    if progress.codes is None and isinstance(embedding, DPQEmbedding):
+        progress.codes = embedding.all_codes()
     started = saved = time.monotonic()
     sign = {"higher": 1, "lower": -1}[METRICS[metric].better]
 
     def judge(step: int, loss: float) -> None:
         found = {"step": step, "loss": loss, "learning_rate": optimizer.learning_rate}
         found |= {"minutes": progress.history.seconds / 60} | evaluate()
+        if isinstance(embedding, DPQEmbedding):
+            codes = embedding.all_codes()
+            usage = code_usage(codes, embedding.n_codes)
+            found["codes_changed"] = float((codes != progress.codes).mean())
+            found["codes_used"], found["code_perplexity"] = usage.used.mean(), usage.perplexity.mean()
+            progress.codes = codes
         better = not progress.best or sign * found[metric] > sign * progress.best[metric]
         progress.evaluations.append(found)
         if better:
@@ -237,6 +252,8 @@ def _save(folder: Path, model: Network, optimizer: Optimizer, progress: Progress
     for name, state in optimizer.state.items():
         arrays |= {f"optimizer.{name}.{i}": array for i, array in enumerate(state)}
     arrays["losses"] = np.array(progress.history.losses)
+    if progress.codes is not None:
+        arrays["codes"] = progress.codes.astype(np.min_scalar_type(progress.codes.max()))
     meta = {
         "optimizer_steps": optimizer.steps,
         "generators": {name: rng.bit_generator.state for name, rng in model.generators.items()},
@@ -261,6 +278,7 @@ def _restore(folder: Path, model: Network, optimizer: Optimizer) -> Progress:
     for name, rng in model.generators.items():
         rng.bit_generator.state = meta["generators"][name]
     history = History(arrays["losses"].tolist(), meta["seconds"])
-    progress = Progress(meta["evaluations"], meta["best_step"], meta["done"], history)
+    codes = arrays.get("codes")
+    progress = Progress(meta["evaluations"], meta["best_step"], meta["done"], history, codes)
     _log(folder, progress)
     return progress

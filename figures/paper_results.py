@@ -210,11 +210,16 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
 @cache
 def place(name: str) -> tuple[str, str]:
     """Name data set and model of a preset, as the paper's rows do where it is in one."""
+    mine, data = presets()[name], presets()[name]["folder"]
     for part, line in lines():
+        other = presets()[line["preset"]] if "preset" in line else {}
         if line.get("preset") == name:
             return part["data"], part["model"]
-    settings = presets()[name]
-    return settings["folder"], f"{'LSTM ' if settings['task'] == 'lm' else ''}{settings.get('model', '')}"
+        if all(other.get(key) == mine.get(key) for key in ("folder", "languages")):
+            data = part["data"]
+    model = mine.get("model", "LSTM with attention" if mine["task"] == "translate" else "")
+    wide = f", {mine['network']['dim']} wide" if "network" in mine else ""
+    return data, f"{'LSTM ' if mine['task'] == 'lm' else ''}{model}{wide}"
 
 
 def kind_of(name: str) -> str:

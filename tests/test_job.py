@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpq_ref import SGD, Adam, checkpoint, job
-from dpq_ref.layers import BatchNorm, Dense, Dropout
+from dpq_ref.layers import BatchNorm, Dense, DPQEmbedding, Dropout
 from dpq_ref.network import Network
 
 
@@ -172,3 +172,47 @@ def test_best_state_is_that_of_the_best_step(tmp_path):
     for name, array in early.state().items():
         np.testing.assert_array_equal(job.best(tmp_path)[name], array)
     assert (model.state()["dense.weight"] != early.state()["dense.weight"]).any()
+
+
+class Coded(Network):
+    """DPQ embedding drawn towards zero."""
+
+    def __init__(self):
+        self.embedding = DPQEmbedding(9, 4, n_groups=2, n_codes=4, method="sx", rng=0)
+        super().__init__({"embedding": self.embedding})
+
+    def loss_and_gradients(self, batch):
+        x = self.embedding.forward(np.arange(9))
+        self.embedding.backward(np.sign(x))
+        return float(np.abs(x).sum())
+
+
+def test_evaluations_tell_how_codes_change_and_are_used(tmp_path):
+    """The change against codes that the test keeps itself, also over a break."""
+    model, seen = Coded(), []
+
+    def fit(model, steps):
+        seen.append(model.embedding.all_codes())
+        return job.fit(
+            tmp_path,
+            model,
+            SGD(model.params, 0.1),
+            lambda start: iter(int, 1),
+            config={},
+            steps=20,
+            evaluate=lambda: seen.append(model.embedding.all_codes()) or {"validation_perplexity": 1.0},
+            metric="validation_perplexity",
+            evaluate_every=5,
+            on_step=lambda step: (_ for _ in ()).throw(Killed) if step == steps else None,
+        )
+
+    with pytest.raises(Killed):
+        fit(model, 12)
+    before = len(seen)
+    found = fit(Coded(), None).evaluations
+    codes = seen[:before] + seen[before + 1 :]
+    assert len(found) == 4
+    for evaluation, earlier, later in zip(found, codes, codes[1:], strict=False):
+        assert evaluation["codes_changed"] == (earlier != later).mean()
+        assert evaluation["codes_used"] == np.mean([len(set(group)) / 4 for group in later.T])
+    assert any(evaluation["codes_changed"] > 0 for evaluation in found[2:])

@@ -478,16 +478,17 @@ class DPQEmbedding(TableLayer):
         rows, inverse, _, shape = self._distinct(ids)
         return self._codes(rows)[inverse].reshape(*shape, self.n_groups)
 
-    def _all_codes(self) -> Integers:
+    def all_codes(self) -> Integers:
+        """Codes of all rows in evaluation mode, (vocab_size, D) int32 on the host."""
         n, step = self.vocab_size, EXPORT_BLOCK
         blocks = [self.codes(np.arange(i, min(i + step, n))) for i in range(0, n, step)]
         return np.concatenate([backends.to_numpy(block) for block in blocks])
 
     def code_usage(self) -> CodeUsage:
         """Use of the codes by all rows of the table, in evaluation mode, group by group."""
-        return code_usage(self._all_codes(), self.n_codes)
+        return code_usage(self.all_codes(), self.n_codes)
 
     def export(self) -> Compressed:
         """Artefact with packed codes and values, all that is needed after training (paper, section 2)."""
         values = backends.to_numpy(self._values).copy()
-        return ProductTable.from_codes(self._all_codes(), values, additive=self.additive)
+        return ProductTable.from_codes(self.all_codes(), values, additive=self.additive)

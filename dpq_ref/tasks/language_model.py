@@ -15,8 +15,7 @@ import numpy as np
 from dpq_ref import checks, job
 from dpq_ref.datasets.language import LanguageDataset, unroll
 from dpq_ref.kernels.reference import Array, Integers
-from dpq_ref.layers import LSTM, DPQEmbedding, Dropout, SoftmaxOutput
-from dpq_ref.metrics import code_usage
+from dpq_ref.layers import LSTM, Dropout, SoftmaxOutput
 from dpq_ref.network import Network
 from dpq_ref.optim import SGD
 
@@ -155,7 +154,6 @@ class LanguageModel(Network):
         layers |= {f"lstm{i}": layer for i, layer in enumerate(self.recurrent, 1)}
         layers |= {f"dropout{i}": layer for i, layer in enumerate(self.dropouts)}
         super().__init__(layers)
-        self.codes = self._codes_now()
         shape = (plan.batch_size, h)
         self.carried: list[Any] = [
             (np.zeros(shape, embedding.dtype), np.zeros(shape, embedding.dtype)) for _ in self.recurrent
@@ -168,18 +166,13 @@ class LanguageModel(Network):
 
     @property
     def buffers(self) -> dict[str, Any]:
-        """Those of the layers, the carried states, and the codes at the last evaluation."""
-        names = ("hidden", "cell")
-        codes = {} if self.codes is None else {"codes": self.codes}
-        return (
-            super().buffers
-            | codes
-            | {
-                f"carried{i}.{name}": array
-                for i, state in enumerate(self.carried, 1)
-                for name, array in zip(names, state, strict=True)
-            }
-        )
+        """Those of the layers, and the carried states."""
+        carried = {
+            f"carried{i}.{name}": array
+            for i, state in enumerate(self.carried, 1)
+            for name, array in zip(("hidden", "cell"), state, strict=True)
+        }
+        return super().buffers | carried
 
     def loss_and_gradients(self, batch: Batch) -> float:
         """Loss of a batch in training mode, that of the codebooks included; fills `grads`."""
@@ -213,32 +206,6 @@ class LanguageModel(Network):
         for dropout, layer, state in zip(self.dropouts[:-1], self.recurrent, states, strict=True):
             x = layer.forward(dropout.forward(x, train), train, state=state)
         return self.dropouts[-1].forward(x, train)
-
-    def _codes_now(self) -> Integers | None:
-        if not isinstance(self.embedding, DPQEmbedding):
-            return None
-        return self.embedding.codes(np.arange(self.embedding.vocab_size))
-
-    def evaluate(self, ids: Integers, **options: Any) -> dict[str, float]:
-        """Judge the model on validation, with the options of `losses`; of DPQ, how codes are used and change.
-
-        Returns
-        -------
-        dict
-            validation_perplexity; codes_changed, the share since the last call or the start; codes_used and
-            code_perplexity, means over the groups.
-        """
-        found = {"validation_perplexity": self.perplexity(ids, **options)}
-        codes = self._codes_now()
-        if codes is not None:
-            found["codes_changed"] = float((codes != self.codes).mean())
-            usage = code_usage(codes, self.embedding.n_codes)
-            found |= {
-                "codes_used": float(usage.used.mean()),
-                "code_perplexity": float(usage.perplexity.mean()),
-            }
-            self.codes = codes
-        return found
 
     def losses(
         self,
@@ -328,6 +295,11 @@ def train(
     """
     per_epoch = len(unroll(data.train, plan.batch_size, plan.n_steps)[0])
     steps = plan.epochs * per_epoch
+
+    def evaluate() -> dict[str, float]:
+        found = model.perplexity(data.validation, batch_size=plan.batch_size, n_steps=plan.n_steps)
+        return {"validation_perplexity": found}
+
     progress = job.fit(
         folder,
         model,
@@ -335,7 +307,7 @@ def train(
         lambda start: batches(data.train, plan.batch_size, plan.n_steps, start),
         config=config | {"plan": asdict(plan), "data_sha256": data.sha256},
         steps=steps,
-        evaluate=lambda: model.evaluate(data.validation, batch_size=plan.batch_size, n_steps=plan.n_steps),
+        evaluate=evaluate,
         metric="validation_perplexity",
         evaluate_every=per_epoch,
         schedule=lambda step: plan.rate((step - 1) // per_epoch),

@@ -148,22 +148,6 @@ def test_state_holds_all_that_the_next_batch_needs():
     assert losses[0] == losses[1]
 
 
-def test_evaluation_tells_how_codes_change_and_are_used():
-    model, ids = LanguageModel(embedding("sx"), SMALL, rng=2), corpus(30)
-    assert model.evaluate(ids)["codes_changed"] == 0
-    before = model.embedding.codes(np.arange(VOCAB))
-    model.params["embedding.query"][:4] *= -1
-    after = model.embedding.codes(np.arange(VOCAB))
-    found = model.evaluate(ids)
-    assert found["codes_changed"] == (before != after).mean() > 0
-    assert found["codes_used"] == np.mean([len(set(group)) / 4 for group in after.T])
-    assert found["validation_perplexity"] == model.perplexity(ids)
-    other = LanguageModel(embedding("sx"), SMALL, rng=3)
-    other.load_state(model.state())
-    assert other.evaluate(ids) == found | {"codes_changed": 0}
-    assert set(LanguageModel(embedding(), SMALL).evaluate(ids)) == {"validation_perplexity"}
-
-
 def test_it_learns():
     """A cycle of words has perplexity 1."""
     model = LanguageModel(embedding(dtype=np.float32), Plan(n_hidden=H, batch_size=2, n_steps=5), rng=2)

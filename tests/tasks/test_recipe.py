@@ -10,7 +10,7 @@ from dpq_ref import load
 from dpq_ref.cli import main
 from dpq_ref.layers import FullEmbedding, LowRankEmbedding, make_embedding
 from dpq_ref.tasks import recipe
-from dpq_ref.tasks.language_model import SIZES, Plan
+from dpq_ref.tasks.language_model import SIZES
 from dpq_ref.tasks.recipe import Recipe, preset, presets
 
 TINY = {"n_hidden": 6, "batch_size": 2, "n_steps": 4, "epochs": 2}
@@ -42,9 +42,10 @@ def test_every_preset_makes_its_layer_and_fits_its_task():
     for name in presets():
         made = preset(name)
         settings = dict(made.embedding)
-        dim = {"classify": 300, "translate": 512}.get(made.task) or SIZES[made.model].n_hidden
+        wide = {"classify": 300, "translate": made.network.get("dim", 512)}
+        dim = wide.get(made.task) or SIZES[made.model].n_hidden
         make_embedding(settings.pop("kind"), 50, dim, **settings)
-        assert made.plan.keys() <= set(Plan.__dataclass_fields__)
+        recipe.whole_plan(made)
     layer = make_embedding(
         "dpq-sx", 10_000, 650, **{k: v for k, v in preset("ptb-medium-sx").embedding.items() if k != "kind"}
     )
