@@ -146,9 +146,10 @@ def plot(results: Path) -> None:
     "--add",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of a finished `dpq-ref train --preset`: its result goes to the others first.",
+    help="Folder of a finished `dpq-ref train --preset`, `compress-lm` or `compare` of DPQ: its result goes "
+    "to the others first.",
 )
-@click.option("--force", is_flag=True, help="--add: replace another result of that preset and seed.")
+@click.option("--force", is_flag=True, help="--add: replace what is there already.")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -179,6 +180,33 @@ def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None
     click.echo((output / "tables.txt").read_text(encoding="utf8"))
     for path in paths:
         click.echo(path)
+
+
+@main.command()
+@click.argument("trainings", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--data", required=True, help="Folder of the data that they were trained on, or 'builtin'.")
+@click.option("--word", "words", multiple=True, help="May be repeated. Default: some, from frequent to rare.")
+@click.option("-k", type=click.IntRange(1), default=8, show_default=True, help="Neighbours of each.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JSON, too.")
+def neighbours(
+    trainings: tuple[str, ...], data: str, words: tuple[str, ...], k: int, output: Path | None
+) -> None:
+    """Show the nearest neighbours and the codes of some words, in the embeddings of TRAININGS.
+
+    TRAININGS are folders of finished `dpq-ref train`, all on the same data: the full embedding and DPQ side
+    by side.
+    """
+    import json
+
+    from dpq_ref.compressed import write_atomically
+    from figures.neighbours import neighbours as find
+    from figures.paper import words_table
+
+    with _clear_errors():
+        rows = find(trainings, data, words, k=k)
+        if output:
+            write_atomically(output, json.dumps(rows, indent=1, ensure_ascii=False).encode())
+    click.echo(words_table(rows))
 
 
 def _options(*options: Any) -> Any:

@@ -278,7 +278,7 @@ def _restore(folder: Path, model: Network, optimizer: Optimizer) -> Progress:
     for name, rng in model.generators.items():
         rng.bit_generator.state = meta["generators"][name]
     history = History(arrays["losses"].tolist(), meta["seconds"])
-    codes = arrays.get("codes")
+    codes: Any = arrays.get("codes")
     progress = Progress(meta["evaluations"], meta["best_step"], meta["done"], history, codes)
     _log(folder, progress)
     return progress

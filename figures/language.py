@@ -25,11 +25,16 @@ from dpq_ref.datasets.language import LanguageDataset, load_language
 from dpq_ref.kernels.reference import Array
 from dpq_ref.layers import BlockEmbedding, FixedEmbedding, LowRankEmbedding
 from dpq_ref.tasks.language_model import LanguageModel, Plan, train
+from figures.paper_results import preset_of
 from figures.sweep import Record, Run, Sweep, cells
 from figures.tables import make_estimator
 
 GRID = Path(__file__).parent / "grids" / "language.toml"
 OWN = ("weighted", "matrices", "retrain")  # parameters of a run that are not the method's
+PROTOCOL = (
+    "trained on: the network and the factors of the tables, from a quarter of the first rate, halved each "
+    "epoch; the better of before and after by validation."
+)
 MATRICES = {"embedding": "embedding.table", "output": "output.weight"}
 
 
@@ -68,8 +73,12 @@ def sweep(grid: str | os.PathLike, source: str, path: str) -> tuple[Sweep, list[
     content = tomllib.loads(Path(grid).read_text(encoding="utf8"))
     data, plan, _ = read(source, path)
     digest = hashlib.sha256((Path(source) / "best.npz").read_bytes()).hexdigest()
+    try:
+        preset = preset_of(json.loads((Path(source) / "result.json").read_text(encoding="utf8")))
+    except ValueError:  # it may be of none
+        preset = None
     runs = [Run(*cell, seed) for cell in cells(content["method"]) for seed in content["seeds"]]
-    specification = partial(_specification, data.name, data.sha256, digest)
+    specification = partial(_specification, data.name, data.sha256, preset, digest)
     steps = len(data.train) // plan.batch_size // plan.n_steps
 
     def cost(run: Run) -> int:
@@ -78,9 +87,9 @@ def sweep(grid: str | os.PathLike, source: str, path: str) -> tuple[Sweep, list[
     return Sweep(partial(execute, source, path), specification, _line, data.provenance, cost=cost), runs
 
 
-def _specification(dataset: str, sha256: str, model: str, run: Run) -> Record:
+def _specification(dataset: str, sha256: str, preset: str | None, model: str, run: Run) -> Record:
     own = {"method": run.method, "parameters": run.parameters, "seed": run.seed}
-    return {"dataset": dataset, "sha256": sha256, "model": model} | own
+    return {"dataset": dataset, "sha256": sha256, "preset": preset, "model": model} | own
 
 
 def _line(record: Record) -> str:
@@ -140,11 +149,13 @@ def rows(records: list[Record]) -> list[Record]:
         epochs = run["parameters"].get("retrain", 0)
         found.append(
             {
+                "preset": run["preset"],
                 "method": run["method"],
                 "parameters": {k: v for k, v in run["parameters"].items() if k != "retrain"},
                 "retrained": bool(epochs),
                 "epochs": epochs,
                 "seed": run["seed"],
+                "protocol": PROTOCOL if epochs else "",
                 "compression_ratio": record["compression_ratio"],
                 **record["metrics"],
                 "environment": record["environment"],

@@ -23,7 +23,7 @@ from figures.paper_results import (
     spread,
     strict_ratio,
 )
-from figures.style import STYLES, style_of, to_csv
+from figures.style import RC, STYLES, style_of, to_csv
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -210,8 +210,8 @@ def _shown(rows: list[Row], number: dict[str, int]) -> list[dict[str, str]]:
     return [{header: cell[header] for header in used} for cell in cells]
 
 
-def markdown(tables: dict[str, tuple[str, list[Row]]]) -> str:
-    """All tables as Markdown, with footnotes."""
+def markdown(tables: dict[str, tuple[str, list[Row]]], words: dict[str, list[Row]]) -> str:
+    """All tables as Markdown, with footnotes, and below them the words of each file."""
     number: dict[str, int] = {}
     lines = ["# The paper's tables, and ours", "", LEGEND]
     for title, rows in tables.values():
@@ -220,7 +220,20 @@ def markdown(tables: dict[str, tuple[str, list[Row]]]) -> str:
         lines += [f"|{'|'.join('---' if header in LEFT else '---:' for header in cells[0])}|"]
         lines += [f"| {' | '.join(cell.values())} |" for cell in cells]
     lines += ["", "## Notes", "", *(f"{i}. {note}" for note, i in number.items())]
+    for stem, rows in words.items():
+        lines += ["", f"## Words and their codes: {stem.removeprefix('words-')}", "", words_table(rows)]
     return "\n".join(lines) + "\n"
+
+
+def words_table(rows: list[Row]) -> str:
+    """Words with their neighbours and codes in each embedding, as Markdown."""
+    lines = ["| word | embedding | nearest by cosine | code |", "|---|---|---|---|"]
+    for row in rows:
+        settings = {k: v for k, v in row["embedding"].items() if k != "kind"}
+        name = f"{style_of(row['embedding']['kind'])[0]} {configuration(settings)}".strip()
+        code = " ".join(map(str, row.get("code", ())))
+        lines.append(f"| {row['word']} | {name} | {', '.join(row['neighbours'])} | {code} |")
+    return "\n".join(lines)
 
 
 def text(tables: dict[str, tuple[str, list[Row]]]) -> str:
@@ -259,18 +272,24 @@ def make(folder: str | os.PathLike, output: str | os.PathLike) -> list[Path]:
     list of Path
         tables.md, tables.txt, table-NAME.csv, and for each figure .png, .svg and .csv.
     """
-    from figures import plot_paper
+    import matplotlib
+
+    from figures import plot_paper, plot_records
 
     folder, output = Path(folder), Path(output)
     results = read_results(folder)
     tables = tables_of(folder, results)
     output.mkdir(parents=True, exist_ok=True)
-    files = {"tables.md": markdown(tables), "tables.txt": text(tables)}
+    words = dict(records_in(folder, "words-*.json"))
+    files = {"tables.md": markdown(tables, words), "tables.txt": text(tables)}
     for name, (_, rows) in tables.items():
         flat = (row | {"note": " ".join(row.get("note", ()))} for row in rows)
         files[f"table-{name}.csv"] = to_csv(flat, COLUMNS)
     for name, content in files.items():
         write_atomically(output / name, content.encode())
     written = [output / name for name in files]
-    written += plot_paper.draw(folder, output, results, {stem: rows for stem, (_, rows) in tables.items()})
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(RC):
+        written += plot_paper.draw(output, results)
+        written += plot_records.draw(folder, output, {stem: rows for stem, (_, rows) in tables.items()})
     return written

@@ -3,9 +3,13 @@
 The paper's rows are in paper.toml, each number with a mark of how well it is known. Ours are in a folder:
 
 <preset>-seed<seed>.json  result.json of `dpq-ref train --preset`, as it is (`add`)
-<start>-compressed.json   the full models of presets <start>-*, compressed after training: a list of records
-                          of method, parameters, retrained, compression_ratio, seed, one metric of RELEASED
-grid-<name>.json          a list of records of method, n_groups, n_codes, shared, one metric of RELEASED
+<start>-compressed.json   the model of preset <start>-full, compressed after training: a list of records of
+                          method, parameters, retrained, compression_ratio, seed, one metric of RELEASED
+                          (`add` takes it from a `dpq-ref compress-lm`)
+grid-<data>.json          DPQ of many K and D: a list of records of method, n_groups, n_codes, shared, one
+                          metric of RELEASED (`add` makes it of a `dpq-ref compare`)
+cost-<model>.json         what a training step costs (figures/cost.py)
+words-<name>.json         words with their codes and neighbours (`dpq-ref neighbours`)
 """
 
 import json
@@ -21,6 +25,7 @@ import numpy as np
 from dpq_ref.compressed import write_atomically
 from dpq_ref.tasks.recipe import preset
 from dpq_ref.tasks.recipe import presets as read_presets
+from figures.style import read_records
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -110,41 +115,76 @@ def _differences(there: Any, wanted: Any, name: str = "") -> Iterator[str]:
 
 
 def add(folder: str | os.PathLike, results: str | os.PathLike, *, force: bool = False) -> Path:
-    """Copy the result of a training by a preset to the results of the paper.
+    """Add what a folder holds to the results of the paper.
+
+    Of a training by a preset its result, of a comparison the DPQ runs, of a compressed language model all.
 
     Parameters
     ----------
     folder : path
-        Of a finished `dpq-ref train`.
+        Of a finished `dpq-ref train`, `compare` or `compress-lm`.
     results : path
     force : bool
-        Replace the one that is there.
+        Replace what is there.
 
     Returns
     -------
     Path
-        The copy.
+        Of what was written.
 
     Raises
     ------
     FileNotFoundError
         If the training has no result.json.
     FileExistsError
-        If another result of that preset and seed is there.
+        If there is another result of that preset and seed, or grid of that data.
     ValueError
-        If it is that of no preset.
+        If it is that of no preset, or the comparison has no DPQ.
     """
     source = Path(folder, "result.json")
-    if not source.is_file():
+    if source.is_file():
+        content = source.read_bytes()
+        name, result = _read(source)
+        path = Path(results, f"{name}-seed{result['config']['seed']}.json")
+    elif Path(folder, "compressed.json").is_file():
+        content = Path(folder, "compressed.json").read_bytes()
+        name = json.loads(content)[0]["preset"]
+        if name is None:
+            raise ValueError(f"the model that {folder} compresses is that of no preset")
+        path = Path(results, f"{name.removesuffix('-full')}-compressed.json")
+    elif Path(folder, "runs").is_dir():
+        records = grid_of(read_records(folder))
+        content = json.dumps(records, indent=1).encode()
+        path = Path(results, f"grid-{records[0]['data']}.json")
+    else:
         raise FileNotFoundError(f"no {source}: the training has not come to its end")
-    content = source.read_bytes()
-    name, result = _read(source)
-    path = Path(results, f"{name}-seed{result['config']['seed']}.json")
     if path.exists() and path.read_bytes() != content and not force:
         raise FileExistsError(f"{path} is there, with another result; --force replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return path
+
+
+def grid_of(records: list[Row]) -> list[Row]:
+    """DPQ runs of a comparison, as the heat maps take them.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    found = []
+    for record in records:
+        run = record["specification"]
+        if run["method"] in ("dpq-sx", "dpq-vq"):
+            layer = {"shared": False} | run["parameters"]
+            metrics = {name: record["metrics"][name] for name in RELEASED if name in record["metrics"]}
+            own = {"data": run["dataset"], "method": run["method"], "seed": run["seed"]}
+            own |= {"compression_ratio": record["compression_ratio"], "environment": record["environment"]}
+            found.append(own | layer | metrics)
+    if not found:
+        raise ValueError("no run of DPQ in this comparison")
+    return found
 
 
 def read_results(folder: str | os.PathLike) -> dict[str, list[Result]]:
@@ -162,7 +202,7 @@ def read_results(folder: str | os.PathLike) -> dict[str, list[Result]]:
         raise FileNotFoundError(f"no folder {folder}")
     found: dict[str, list[Result]] = {name: [] for name in presets()}
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("grid-") or path.name.endswith("-compressed.json"):
+        if path.name.startswith(("grid-", "cost-", "words-")) or path.name.endswith("-compressed.json"):
             continue
         name, result = _read(path)
         if path.stem != (stem := f"{name}-seed{result['config']['seed']}"):

@@ -1,4 +1,4 @@
-"""Figures of the paper's tasks, from stored results: by epoch, by ratio, minutes, heat maps of K and D."""
+"""Figures of trainings by preset, from stored results: by epoch, by ratio, minutes, codes."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -7,46 +7,36 @@ from typing import Any
 import numpy as np
 
 from dpq_ref.metrics import METRICS
-from figures.paper import configuration, ours, over_seeds, whether
-from figures.paper_results import kind_of, layer_of, lines, metric_of, place, records_in, spread
+from figures.paper import configuration, ours
+from figures.paper_results import kind_of, layer_of, lines, metric_of, place
 from figures.plot import ratio_axis
-from figures.style import RC, save_figure, style_of
+from figures.style import make_panels, perplexity_axis, save_figure, style_of
 
 Row = dict[str, Any]
 Result = dict[str, Any]
 
 
-def draw(
-    folder: Path, output: Path, results: dict[str, list[Result]], tables: dict[str, list[Row]]
-) -> list[Path]:
-    """Draw all figures for which there are results in a folder.
+def draw(output: Path, results: dict[str, list[Result]]) -> list[Path]:
+    """Draw all figures for which there are results.
 
     Parameters
     ----------
-    folder, output : Path
+    output : Path
     results : dict
         Of `read_results`.
-    tables : dict
-        Rows of the tables by name.
 
     Returns
     -------
     list of Path
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     written = []
-    with matplotlib.rc_context(RC):
-        if results:
-            written += _epochs(output / "epochs", results)
-            written += _ratios(output / "ratios", results)
-        if costs := _costs(results):
-            written += _minutes(output / "minutes", costs)
-        for stem, records in records_in(folder, "*-compressed.json"):
-            written += _compressed(output / stem, records, tables[stem])
-        for stem, records in records_in(folder, "grid-*.json"):
-            written += _heat_maps(output / stem, records)
+    if results:
+        written += _epochs(output / "epochs", results)
+        written += _ratios(output / "ratios", results)
+    if costs := _costs(results):
+        written += _minutes(output / "minutes", costs)
+    if watched := _watched(results):
+        written += _codes(output / "codes", watched)
     return written
 
 
@@ -56,18 +46,6 @@ def _by_place(results: dict[str, list[Result]]) -> dict[tuple[str, str], list[st
     for name in results:
         places[place(name)].append(name)
     return dict(places)
-
-
-def _panels(n: int) -> tuple[Any, list[Any]]:
-    """Figure of n panels, up to three in a row."""
-    from matplotlib import pyplot
-
-    columns = 2 if n == 4 else min(n, 3)
-    height = -(-n // columns)
-    figure, panels = pyplot.subplots(height, columns, figsize=(3.6 * columns, 2.9 * height), squeeze=False)
-    for axes in panels.ravel()[n:]:
-        axes.remove()
-    return figure, list(panels.ravel()[:n])
 
 
 def _label(name: str) -> str:
@@ -87,7 +65,7 @@ def epochs_of(result: Result) -> float:
 def _epochs(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
     """Draw the validation metric by epoch: seeds faded, their mean a line."""
     places = _by_place(results)
-    figure, panels = _panels(len(places))
+    figure, panels = make_panels(len(places))
     table: list[Row] = []
     for axes, ((data, model), names) in zip(panels, places.items(), strict=True):
         metric = metric_of(results[names[0]][0]).replace("test", "validation")
@@ -114,7 +92,7 @@ def _epochs(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
                 at, np.mean(lines, axis=0), color=colour, ls=dashes, lw=1.3, marker=dot, label=_label(name)
             )
         if metric == "validation_perplexity":
-            _perplexity_axis(axes)
+            perplexity_axis(axes)
         axes.set_title(f"{data}, {model}", fontsize=9)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -124,28 +102,16 @@ def _epochs(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
     return save_figure(figure, stem, table)
 
 
-def _perplexity_axis(axes: Any) -> None:
-    """Make the y axis logarithmic, with plain numbers, where perplexities are far apart."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    low, high = axes.dataLim.intervaly
-    if high >= 2.5 * low:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _ratios(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
     """Test metric against compression ratio: ours filled, the paper's rows of data set and model hollow."""
     places = _by_place(results)
-    figure, panels = _panels(len(places))
+    figure, panels = make_panels(len(places))
     table: list[Row] = []
     handles: dict[str, Any] = {}
     for axes, ((data, model), names) in zip(panels, places.items(), strict=True):
         metric = metric_of(results[names[0]][0])
         points = [
-            (kind_of(name), configuration(layer_of(name)), "", *_point(ours(results[name], metric)))
+            (kind_of(name), configuration(layer_of(name)), "", *measured(ours(results[name], metric)))
             for name in names
         ]
         theirs = {  # a row that stands in several tables once
@@ -177,7 +143,7 @@ def _ratios(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
     return save_figure(figure, stem, table)
 
 
-def _point(row: Row) -> tuple[float, float, float]:
+def measured(row: Row) -> tuple[float, float, float]:
     """Ratio, mean and spread of a row of ours."""
     return row["compression_ratio"], row["ours"], row["spread"]
 
@@ -203,7 +169,7 @@ def _costs(results: dict[str, list[Result]]) -> list[tuple[str, str, dict[str, l
 
 def _minutes(stem: Path, costs: list[tuple[str, str, dict[str, list[float]]]]) -> list[Path]:
     """Training minutes of an epoch: each faded, the median marked, and how many times that of full."""
-    figure, panels = _panels(len(costs))
+    figure, panels = make_panels(len(costs))
     table: list[Row] = []
     for axes, (title, processor, epochs) in zip(panels, costs, strict=True):
         full = next(np.median(minutes) for name, minutes in epochs.items() if kind_of(name) == "full")
@@ -224,90 +190,50 @@ def _minutes(stem: Path, costs: list[tuple[str, str, dict[str, list[float]]]]) -
     return save_figure(figure, stem, table)
 
 
-def _compressed(stem: Path, records: list[Row], rows: list[Row]) -> list[Path]:
-    """Metric against ratio of what was compressed after training: as it is hollow, trained on filled."""
+def _watched(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """Results with what became of the codes, evaluation by evaluation."""
+    found = {
+        name: [r for r in runs if "codes_changed" in r["evaluations"][-1]] for name, runs in results.items()
+    }
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def _codes(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
+    """Draw how codes settle: the share that changes from one evaluation to the next, and their use."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots()
+    places = _by_place(results)
+    shown = {
+        "codes_changed": "codes changed since\nthe last evaluation, %",
+        "code_perplexity": "perplexity of codes / K, %",
+    }
+    figure, grid = pyplot.subplots(
+        2, len(places), figsize=(3.6 * len(places), 5), sharex="col", squeeze=False
+    )
     table: list[Row] = []
-    metric = rows[0]["metric"]
-    lines: dict[tuple[str, str, bool | None], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.get("preset"):
-            lines[kind_of(row["preset"]), "", None].append(row)
-    for runs in over_seeds(records):
-        # A line is what differs in numbers alone.
-        settings = {k: v for k, v in runs[0]["parameters"].items() if isinstance(v, (bool, str))}
-        lines[runs[0]["method"], configuration(settings), runs[0]["retrained"]].append(ours(runs, metric))
-    variants: dict[str, list[str]] = defaultdict(list)
-    for (method, variant, retrained), line in lines.items():
-        label, colour, marker = style_of(method)
-        if variant not in variants[method]:
-            variants[method].append(variant)
-        label = ", ".join(filter(None, (label, variant, "" if retrained is None else whether(retrained))))
-        points = sorted(map(_point, line))
-        at, means, spreads = zip(*points, strict=True)
-        axes.errorbar(
-            at,
-            means,
-            spreads,
-            color=colour,
-            marker=marker,
-            mfc="white" if retrained is False else colour,
-            ls=("-", ":", "--", "-.")[variants[method].index(variant) % 4],
-            lw=1,
-            ms=9 if method == "full" else 5,
-            capsize=2,
-            zorder=4 if retrained is None else 3,
-            label=label,
-        )
-        if method == "full":
-            axes.axhline(points[0][1], color=colour, lw=0.8, ls="--", zorder=0)
-        names = ("compression_ratio", metric, "spread")
-        table += [{"line": label, **dict(zip(names, point, strict=True))} for point in points]
-    ratio_axis(axes)
-    if metric == "test_perplexity":
-        _perplexity_axis(axes)
-    axes.set_xlabel("compression ratio of the table (32 bits an entry over the bits stored)")
-    axes.set_ylabel(METRICS[metric].axis)
-    axes.set_title(f"{rows[0]['data']}, {rows[0]['model']}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return save_figure(figure, stem, table)
-
-
-def _heat_maps(stem: Path, records: list[Row]) -> list[Path]:
-    """Metric by K and D, a panel a method and sharing, means over seeds; one scale of colours."""
-    metric = metric_of(records[0])
-    groups: dict[tuple[str, bool, int, int], list[float]] = defaultdict(list)
-    for r in records:
-        groups[r["method"], bool(r["shared"]), r["n_codes"], r["n_groups"]].append(r[metric])
-    names = ("method", "shared", "n_codes", "n_groups")
-    table: list[Row] = []
-    for key, values in sorted(groups.items()):
-        mean, deviation = spread(values)
-        found = {metric: round(mean, 6), "spread": round(deviation, 6), "seeds": len(values)}
-        table.append(dict(zip(names, key, strict=True)) | found)
-    rows, columns = (sorted({row[name] for row in table}) for name in names[2:])
-    kinds = dict.fromkeys((row["method"], row["shared"]) for row in table)
-    scale = [min(row[metric] for row in table), max(row[metric] for row in table)]
-    colours = "viridis_r" if metric == "test_perplexity" else "viridis"  # the better the brighter
-    figure, panels = _panels(len(kinds))
-    for axes, (method, shared) in zip(panels, kinds, strict=True):
-        grid = np.full((len(rows), len(columns)), np.nan)
-        for row in table:
-            if (row["method"], row["shared"]) == (method, shared):
-                grid[rows.index(row["n_codes"]), columns.index(row["n_groups"])] = row[metric]
-        image = axes.imshow(grid, cmap=colours, vmin=scale[0], vmax=scale[1], origin="lower", aspect="auto")
-        for (i, j), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                ink = "black" if np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.6, 0.1)) > 0.5 else "white"
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
-        axes.grid(False)
-        axes.set_xticks(range(len(columns)), map(str, columns))
-        axes.set_yticks(range(len(rows)), map(str, rows))
-        axes.set_xlabel("groups D")
-        axes.set_ylabel("codes of a group K")
-        axes.set_title(f"{style_of(method)[0]}, {'shared' if shared else 'not shared'}", fontsize=9)
-    figure.suptitle(f"{stem.name.removeprefix('grid-')}: {METRICS[metric].axis}", fontsize=10)
+    for column, ((data, model), names) in zip(grid.T, places.items(), strict=True):
+        for axes, (key, label) in zip(column, shown.items(), strict=True):
+            for name in names:
+                whole = layer_of(name)["n_codes"] if key == "code_perplexity" else 1
+                for run in results[name]:
+                    at = [e["step"] * epochs_of(run) / run["steps"] for e in run["evaluations"]]
+                    values = [100 * e[key] / whole for e in run["evaluations"]]
+                    first = run is results[name][0]
+                    look = {
+                        "color": style_of(kind_of(name))[1],
+                        "lw": 1,
+                        "marker": "." if len(at) < 10 else None,
+                    }
+                    axes.plot(at, values, label=_label(name) if first else None, **look)
+                    own = {"preset": name, "seed": run["config"]["seed"], "quantity": key}
+                    table += [
+                        own | {"epoch": round(x, 4), "percent": round(y, 6)}
+                        for x, y in zip(at, values, strict=True)
+                    ]
+            axes.set_ylabel(label, fontsize=8)
+            axes.set_ylim(0)
+        column[0].set_title(f"{data}, {model}", fontsize=9)
+        column[0].legend()
+        column[1].set_xlabel("epoch")
     figure.tight_layout()
     return save_figure(figure, stem, table)

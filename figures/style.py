@@ -101,3 +101,27 @@ def save_figure(figure: Any, stem: Path, table: list[dict[str, Any]]) -> list[Pa
     paths.append(stem.with_suffix(".csv"))
     write_atomically(paths[-1], to_csv(table, table[0]).encode())
     return paths
+
+
+def make_panels(n: int) -> tuple[Any, list[Any]]:
+    """Figure of n panels, up to three in a row."""
+    from matplotlib import pyplot
+
+    columns = 2 if n == 4 else min(n, 3)
+    height = -(-n // columns)
+    figure, panels = pyplot.subplots(height, columns, figsize=(3.6 * columns, 2.9 * height), squeeze=False)
+    for axes in panels.ravel()[n:]:
+        axes.remove()
+    return figure, list(panels.ravel()[:n])
+
+
+def perplexity_axis(axes: Any) -> None:
+    """Make the y axis logarithmic, with plain numbers, where perplexities are far apart."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = axes.dataLim.intervaly
+    if high >= 2.5 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_locator(NullLocator())

@@ -149,6 +149,29 @@ def run(
     return tasks[recipe.task](recipe, data, folder, config=recipe.config, **options)
 
 
+def load_data(task: str, path: str | os.PathLike[str], languages: Sequence[str] = ("en", "vi")) -> Any:
+    """Load the data of a task: a `LanguageDataset`, `TextDataset` or `TranslationDataset`.
+
+    Parameters
+    ----------
+    task : {"lm", "classify", "translate"}
+    path : path or "builtin"
+    languages : two str
+        From and to, of translations.
+    """
+    from dpq_ref import datasets
+    from dpq_ref.datasets.language import load_builtin_language, load_language
+    from dpq_ref.datasets.translation import load_translation
+
+    if task == "classify":
+        return datasets.load(path)
+    if task == "lm":
+        return load_builtin_language() if path == "builtin" else load_language(path)
+    if path == "builtin":
+        raise ValueError("data='builtin' has no translations; it takes a folder of sentence pairs")
+    return load_translation(path, *languages)
+
+
 def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     """For the embedding, and for the rest: with another embedding the rest starts the same."""
     return np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
@@ -161,11 +184,9 @@ def _choose(model: str | None, models: dict[Any, Any]) -> Any:
 
 
 def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
-    from dpq_ref.datasets.language import load_builtin_language, load_language
     from dpq_ref.tasks.language_model import LanguageModel, train
 
-    plan = whole_plan(recipe)
-    corpus = load_builtin_language() if path == "builtin" else load_language(path)
+    plan, corpus = whole_plan(recipe), load_data("lm", path)
     first, rest = _generators(recipe.seed)
     shape = (len(corpus.vocabulary), plan.n_hidden)
 
@@ -180,11 +201,9 @@ def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> d
 
 
 def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
-    from dpq_ref import datasets
     from dpq_ref.tasks.classify import PADDING, TextClassifier, fit
 
-    plan = whole_plan(recipe)
-    data = datasets.load(path)
+    plan, data = whole_plan(recipe), load_data("classify", path)
     first, rest = _generators(recipe.seed)
     settings = dict(recipe.embedding)
     kind = settings.pop("kind")
@@ -194,12 +213,10 @@ def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
 
 
 def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[str, Any] | None:
-    from dpq_ref.datasets.translation import load_translation
     from dpq_ref.tasks.seq2seq import AttentionTranslator, TransformerTranslator
     from dpq_ref.tasks.translate import train
 
-    if path == "builtin":
-        raise ValueError("data='builtin' has no translations; it takes a folder of sentence pairs")
+    data = load_data("translate", path, recipe.languages)
     models = {"attention": (AttentionTranslator, 0.1), "transformer": (TransformerTranslator, None)}
     network = {"dim": 512} | recipe.network
     dim = network.pop("dim")
@@ -208,7 +225,6 @@ def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
         init = (3 / dim) ** 0.5  # variance 1 / dim, as the target's
     else:
         network["n_hidden"] = dim
-    data = load_translation(path, *recipe.languages)
     first, rest = _generators(recipe.seed)
     settings = dict(recipe.embedding)
     kind = settings.pop("kind")

@@ -10,7 +10,7 @@ from dpq_ref.cli import main
 from dpq_ref.datasets.language import load_language
 from dpq_ref.layers import BlockEmbedding, FixedEmbedding, LowRankEmbedding
 from dpq_ref.tasks import recipe
-from figures import language
+from figures import language, paper, paper_results
 
 GRID = """
 seeds = [0]
@@ -93,6 +93,20 @@ def test_rows_are_what_the_tables_of_the_paper_read(folder, records):
         assert row["retrained"] is (row["epochs"] > 0)
         assert "retrain" not in row["parameters"]
         assert row["test_perplexity"] in [r["metrics"]["test_perplexity"] for r in records.values()]
+
+
+def test_rows_go_to_the_results_of_the_paper_by_the_preset_of_the_model(folder, tmp_path):
+    with pytest.raises(ValueError, match="is that of no preset"):
+        paper_results.add(folder / "out", tmp_path / "results")
+    rows = json.loads((folder / "out/compressed.json").read_text())
+    assert {row["preset"] for row in rows} == {None}
+    content = json.dumps([row | {"preset": "ptb-small-full"} for row in rows])
+    (tmp_path / "compressed.json").write_text(content)
+    path = paper_results.add(tmp_path, tmp_path / "results")
+    assert path == tmp_path / "results/ptb-small-compressed.json"
+    assert path.read_text() == content
+    made = paper.make(tmp_path / "results", tmp_path / "drawn")
+    assert "ptb-small-compressed.png" in [path.name for path in made]
 
 
 def test_layers(folder):

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dpq_ref.cli import main
 from dpq_ref.layers import make_embedding
 from dpq_ref.tasks import classify, recipe
-from figures import paper, paper_results, plot_paper
+from figures import paper, paper_results, style
 
 
 def made_up(name, seed=0, value=100.0, minutes=(1.0, 2.0, 4.0), processor="some processor"):
@@ -87,7 +87,7 @@ GRID = [
 def coarse():
     """Figures of few pixels, quickly drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plot_paper.RC, "figure.dpi", 30)
+        patch.setitem(style.RC, "figure.dpi", 30)
         yield
 
 
@@ -413,3 +413,86 @@ def test_same_results_same_bytes(results, tmp_path):
     assert "minutes.png" not in [path.name for path in first]  # there is no full embedding beside
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+# --- Codes, costs, words --------------------------------------------------------------------------------
+
+
+def watched(name, seed=0):
+    """Result with what became of the codes at its three evaluations."""
+    result = made_up(name, seed)
+    for i, evaluation in enumerate(result["evaluations"]):
+        evaluation |= {"codes_changed": 0.4 / (i + 1), "codes_used": 0.5, "code_perplexity": 2.0 + i}
+    return result
+
+
+def test_codes_by_epoch(tmp_path):
+    (tmp_path / "ptb-small-sx-seed0.json").write_text(json.dumps(watched("ptb-small-sx")))
+    (tmp_path / "ptb-small-vq-seed1.json").write_text(json.dumps(made_up("ptb-small-vq", 1)))
+    assert "codes.png" in [path.name for path in paper.make(tmp_path, tmp_path / "out")]
+    rows = read_csv(tmp_path / "out/codes.csv")
+    found = {(r["quantity"], float(r["epoch"])): float(r["percent"]) for r in rows}
+    assert len(found) == len(rows) == 6  # nothing of VQ, which was not watched
+    assert found["codes_changed", 10.0] == pytest.approx(20)
+    assert found["code_perplexity", 15.0] == pytest.approx(100 * 4 / 8)
+
+
+def test_costs_of_a_step(tmp_path):
+    processor = {"environment": {"processor": "some processor"}, "model": "small"}
+    full = processor | {"method": "full", "time_to_full": 1.0, "memory_to_full": 1.0}
+    records = [full] + [
+        processor
+        | {"method": m, "n_codes": K, "n_groups": D, "time_to_full": K / 8, "memory_to_full": 1 + D / 10}
+        for m in ("dpq-sx", "dpq-vq")
+        for K in (2, 8)
+        for D in (10, 25)
+    ]
+    (tmp_path / "cost-small.json").write_text(json.dumps(records))
+    assert "cost-small.png" in [path.name for path in paper.make(tmp_path, tmp_path / "out")]
+    rows = read_csv(tmp_path / "out/cost-small.csv")
+    assert len(rows) == 9
+    assert [r["time_to_full"] for r in rows if (r["method"], r["n_groups"]) == ("dpq-vq", "25")] == [
+        "0.25",
+        "1.0",
+    ]
+
+
+def test_words_stand_below_the_tables(tmp_path):
+    rows = [
+        {"word": "state", "embedding": {"kind": "full"}, "seed": 0, "neighbours": ["city", "district"]},
+        {"word": "state", "embedding": {"kind": "dpq-sx", "n_codes": 4, "n_groups": 2}, "seed": 0}
+        | {"neighbours": ["city", "navy"], "code": [3, 0]},
+    ]
+    (tmp_path / "words-toy.json").write_text(json.dumps(rows))
+    paper.make(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out/tables.md").read_text()
+    assert "## Words and their codes: toy" in text
+    assert "| state | DPQ-SX K=4 D=2 | city, navy | 3 0 |" in text
+
+
+def test_dpq_of_a_comparison_becomes_a_grid(tmp_path):
+    (tmp_path / "compared/runs").mkdir(parents=True)
+    for method, parameters in (
+        ("full", {}),
+        ("dpq-sx", {"n_groups": 2, "n_codes": 4, "shared": True}),
+        ("dpq-vq", {"n_groups": 4, "n_codes": 4}),
+    ):
+        record = {
+            "specification": {"dataset": "toys", "method": method, "parameters": parameters, "seed": 0},
+            "compression_ratio": 3.0,
+            "metrics": {"test_accuracy": 50.0, "relative_error": 1.0},
+            "environment": {},
+        }
+        (tmp_path / f"compared/runs/{method}.json").write_text(json.dumps(record))
+    done = run("--add", tmp_path / "compared", "--results", tmp_path / "results")
+    assert done.exit_code == 0, done.output
+    rows = read_csv(tmp_path / "results/grid-toys.csv")
+    assert [(r["method"], r["shared"], r["n_groups"]) for r in rows] == [
+        ("dpq-sx", "True", "2"),
+        ("dpq-vq", "False", "4"),
+    ]
+    for path in (tmp_path / "compared/runs").glob("dpq*"):
+        path.unlink()
+    done = run("--add", tmp_path / "compared", "--results", tmp_path / "results")
+    assert done.exit_code == 1
+    assert "no run of DPQ" in done.output
