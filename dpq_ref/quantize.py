@@ -31,17 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.kernels.reference import Array, Integers, Statistics
 
 EPSILON = 1e-3  # batch norm, as released
 MOMENTUM = 0.99  # of the running statistics, as released
 
-Statistics = tuple[Array, Array]  # mean (K,), variance (K,)
-
 
 @dataclass(frozen=True)
 class Tape:
-    """What `forward` hands to `backward`: every intermediate array of the batch.
+    """What `forward` hands to `backward`; whatever else the backward of DPQ-SX needs, it computes again.
 
     Attributes
     ----------
@@ -51,9 +49,8 @@ class Tape:
     counts : (b,) float
     additive : bool
     statistics : mean (K,) and variance (K,) of the batch, or None without batch norm or kept tokens
-    normalized : (b, D, K), responses after batch norm (SX)
-    probabilities : (b, D, K) (SX)
     temperature : float (SX)
+    noise : (b, D, K) or None (SX)
     residual : (b, D, s), picked keys less queries (VQ)
     loss : float, the codebook loss with its weights (VQ)
     codebook_weight, commitment_weight : float (VQ)
@@ -66,21 +63,12 @@ class Tape:
     counts: Array
     additive: bool
     statistics: Statistics | None = None
-    normalized: Any = None
-    probabilities: Any = None
     temperature: float = 1.0
+    noise: Array | None = None
     residual: Any = None
     loss: float = 0.0
     codebook_weight: float = 1.0
     commitment_weight: float = 0.0
-
-
-def normalize(kernels: Any, responses: Array, counts: Array) -> tuple[Array, Statistics | None]:
-    """Batch norm of a training batch; without one kept token there are no statistics and nothing to do."""
-    if not counts.any():
-        return responses, None
-    normalized, mean, variance = kernels.batch_norm(responses, counts, EPSILON)
-    return normalized, (mean, variance)
 
 
 def codes_of(
@@ -100,13 +88,12 @@ def codes_of(
     -------
     (b, D) int32
     """
-    if statistics is None and method == "vq":
+    if method == "sx":
+        return kernels.sx_codes(query, keys, statistics, EPSILON)
+    if statistics is None:
         return kernels.nearest_code(query, keys)[0]
-    responses = kernels.dot_responses if method == "sx" else kernels.euclidean_responses
-    scores = responses(query, keys)
-    if statistics is not None:
-        scores = kernels.batch_norm_apply(scores, *statistics, EPSILON)
-    return kernels.argmax_code(scores)
+    responses = kernels.euclidean_responses(query, keys)
+    return kernels.argmax_code(kernels.batch_norm_apply(responses, *statistics, EPSILON))
 
 
 def compose(kernels: Any, codes: Integers, values: Array, additive: bool) -> Array:
@@ -157,10 +144,9 @@ def sx_forward(
     output : (b, D*s), additive (b, s)
     tape : Tape
     """
-    responses = kernels.dot_responses(query, keys)
-    normalized, statistics = normalize(kernels, responses, counts) if batch_norm else (responses, None)
-    logits = normalized if noise is None else normalized + noise
-    codes = kernels.argmax_code(logits)
+    # Without one kept token there are no statistics.
+    statistics = kernels.sx_statistics(query, keys, counts) if batch_norm and counts.any() else None
+    codes = kernels.sx_codes(query, keys, statistics, EPSILON, noise)
     tape = Tape(
         codes,
         query,
@@ -169,9 +155,8 @@ def sx_forward(
         counts,
         additive,
         statistics=statistics,
-        normalized=normalized,
-        probabilities=kernels.softmax(logits, temperature),
         temperature=temperature,
+        noise=noise,
     )
     return compose(kernels, codes, values, additive), tape
 
@@ -193,13 +178,17 @@ def sx_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array
     """
     d_picked = compose_backward(d_output, tape.codes.shape[1], tape.additive)
     d_values = tie(kernels.sum_by_code(tape.codes, d_picked, tape.values.shape[1]), tape.values)
-    d_probabilities = kernels.dot_responses(d_picked, tape.values)
-    d_responses = kernels.softmax_backward(d_probabilities, tape.probabilities, tape.temperature)
-    if tape.statistics is not None:
-        d_responses = kernels.batch_norm_backward(
-            d_responses, tape.normalized, tape.statistics[1], tape.counts, EPSILON
-        )
-    d_query, d_keys = kernels.dot_responses_backward(d_responses, tape.query, tape.keys)
+    d_query, d_keys = kernels.sx_backward(
+        d_picked,
+        tape.query,
+        tape.keys,
+        tape.values,
+        tape.counts,
+        tape.statistics,
+        EPSILON,
+        tape.temperature,
+        tape.noise,
+    )
     return d_query, d_keys, d_values
 
 
@@ -234,11 +223,13 @@ def vq_forward(
     output : (b, D*s), additive (b, s)
     tape : Tape
     """
-    if batch_norm:
-        normalized, statistics = normalize(kernels, kernels.euclidean_responses(query, keys), counts)
+    statistics = None
+    if batch_norm and counts.any():
+        responses = kernels.euclidean_responses(query, keys)
+        normalized, mean, variance = kernels.batch_norm(responses, counts, EPSILON)
+        statistics = mean, variance
         codes = kernels.argmax_code(normalized)
     else:
-        statistics = None
         codes, _ = kernels.nearest_code(query, keys)
     residual = kernels.decode(codes, keys) - query
     total = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64))

@@ -9,12 +9,11 @@ columns that it writes. Where a sum runs over the batch as well, each block of R
 sum, and the partial sums are added in the order of the batch.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import extending, float64, njit, prange
-from numpy.typing import DTypeLike, NDArray
+from numba import njit, prange
+from numpy.typing import NDArray
 
+from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
@@ -24,53 +23,23 @@ from dpq_ref.kernels.reference import (
     scalar_like,
     xp,
 )
+from dpq_ref.kernels.sx import sx_backward, sx_codes, sx_statistics
 
 __all__ = [
     "canonical_code",
     "check_range",
     "distinct",
     "scalar_like",
+    "sx_backward",
+    "sx_codes",
+    "sx_statistics",
     "xp",
-]  # NumPy is as fast; the rest is below
+]  # NumPy is as fast, or they are in `sx`; the rest is below
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a matrix product
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
-
-# The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
-_serial: Any = njit(cache=True, nogil=True, error_model="numpy")
-_parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-
-
-# --- The door -------------------------------------------------------------------------------------------
-
-
-def _inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
-    """Aligned, in C order, of one dtype and read-only.
-
-    So a kernel compiles once per dtype, memory-mapped tables included, and one that wrote to its input would
-    not compile at all.
-    """
-    views = []
-    for array in arrays:
-        cast = array.astype(dtype, casting="same_kind", copy=False)
-        view = np.require(cast, requirements=["C", "A"]).view()
-        view.flags.writeable = False
-        views.append(view)
-    return views
-
-
-def _check_shape(name: str, array: NDArray, *shape: int) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-
-
-def _check_book(name: str, book: Array, n_groups: int, width: int) -> None:
-    """Raise ValueError unless a codebook fits, be it one per group or shared."""
-    if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
-        raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
-
 
 # --- Rows of a table ------------------------------------------------------------------------------------
 
@@ -78,13 +47,13 @@ def _check_book(name: str, book: Array, n_groups: int, width: int) -> None:
 def gather(table: Array, ids: Integers) -> Array:
     """As `reference.gather`."""
     check_range("ids", ids, len(table))
-    _check_shape("ids", ids, ids.size)
+    loops.check_shape("ids", ids, ids.size)
     out = np.empty((ids.size, table.shape[1]), table.dtype)
-    _gather(*_inputs(table.dtype, table), *_inputs(np.int64, ids), out)
+    _gather(*loops.inputs(table.dtype, table), *loops.inputs(np.int64, ids), out)
     return out
 
 
-@_parallel
+@loops.parallel
 def _gather(table, ids, out):
     for i in prange(ids.size):
         for c in range(table.shape[1]):
@@ -94,13 +63,13 @@ def _gather(table, ids, out):
 def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
     """As `reference.scatter_add`; every thread owns columns, so repeated ids need no lock and no sort."""
     check_range("ids", ids, n_rows)
-    _check_shape("ids", ids, len(rows))
+    loops.check_shape("ids", ids, len(rows))
     out = np.zeros((n_rows, rows.shape[1]), rows.dtype)
-    _scatter_add(*_inputs(np.int64, ids), *_inputs(rows.dtype, rows), out)
+    _scatter_add(*loops.inputs(np.int64, ids), *loops.inputs(rows.dtype, rows), out)
     return out
 
 
-@_parallel
+@loops.parallel
 def _scatter_add(ids, rows, out):
     w = rows.shape[1]
     for block in prange((w + COLUMNS - 1) // COLUMNS):
@@ -117,13 +86,13 @@ def _scatter_add(ids, rows, out):
 def dot_responses(query: Array, keys: Array) -> Array:
     """As `reference.dot_responses`."""
     b, D, s = query.shape
-    _check_book("keys", keys, D, s)
+    loops.check_book("keys", keys, D, s)
     responses = np.empty((b, D, keys.shape[1]), query.dtype)
-    _dot_responses(*_inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
+    _dot_responses(*loops.inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
     return responses
 
 
-@_parallel
+@loops.parallel
 def _dot_responses(query, keys, responses):
     # keys (D or 1, s, K): the inner loops run along K, contiguous.
     _, s, K = keys.shape
@@ -142,17 +111,17 @@ def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tup
     """As `reference.dot_responses_backward`; the partial sums of d_keys are added up in float64."""
     b, D, s = query.shape
     K = keys.shape[1]
-    _check_book("keys", keys, D, s)
-    _check_shape("d_responses", d_responses, b, D, K)
+    loops.check_book("keys", keys, D, s)
+    loops.check_shape("d_responses", d_responses, b, D, K)
     d_query = np.empty((b, D, s), query.dtype)
     d_keys = np.zeros((D, K, s))
-    _dot_responses_backward(*_inputs(query.dtype, d_responses, query, keys), d_query, d_keys)
+    _dot_responses_backward(*loops.inputs(query.dtype, d_responses, query, keys), d_query, d_keys)
     if len(keys) == 1:
         d_keys = d_keys.sum(axis=0, keepdims=True)
     return d_query, d_keys.astype(query.dtype)
 
 
-@_parallel
+@loops.parallel
 def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
     # A tile of rows of one group at a time, its two products by BLAS: too small for BLAS to use threads.
     b, D, K = d_responses.shape
@@ -181,13 +150,13 @@ def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
 def euclidean_responses(query: Array, keys: Array) -> Array:
     """As `reference.euclidean_responses`."""
     b, D, s = query.shape
-    _check_book("keys", keys, D, s)
+    loops.check_book("keys", keys, D, s)
     responses = np.empty((b, D, keys.shape[1]), query.dtype)
-    _euclidean_responses(*_inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
+    _euclidean_responses(*loops.inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
     return responses
 
 
-@_parallel
+@loops.parallel
 def _euclidean_responses(query, keys, responses):
     _, s, K = keys.shape
     for i in prange(query.shape[0]):
@@ -208,21 +177,21 @@ def _euclidean_responses(query, keys, responses):
 def batch_norm(responses: Array, counts: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """As `reference.batch_norm`."""
     b, D, K = responses.shape
-    _check_shape("counts", counts, b)
+    loops.check_shape("counts", counts, b)
     mean = np.zeros(K, responses.dtype)
     variance = np.ones_like(mean)
     total = D * counts.sum(dtype=np.float64)
     if total != 0:
-        (r,), (weights,) = _inputs(responses.dtype, responses), _inputs(np.float64, counts / total)
+        (r,), (weights,) = loops.inputs(responses.dtype, responses), loops.inputs(np.float64, counts / total)
         partial = np.empty((-(-b // ROWS), K))
-        _moments(r, weights, *_inputs(mean.dtype, mean), False, partial)
+        _moments(r, weights, *loops.inputs(mean.dtype, mean), False, partial)
         mean = partial.sum(axis=0).astype(mean.dtype)
-        _moments(r, weights, *_inputs(mean.dtype, mean), True, partial)
+        _moments(r, weights, *loops.inputs(mean.dtype, mean), True, partial)
         variance = partial.sum(axis=0).astype(mean.dtype)
     return batch_norm_apply(responses, mean, variance, epsilon), mean, variance
 
 
-@_parallel
+@loops.parallel
 def _moments(responses, weights, centre, squared, partial):
     # partial[block, k] = sum of weights[i] (r[i,j,k] - centre[k]), or of its square, over a block of rows
     b, D, K = responses.shape
@@ -250,11 +219,11 @@ def batch_norm_backward(
 ) -> Array:
     """As `reference.batch_norm_backward`."""
     b, D, K = normalized.shape
-    _check_shape("d_normalized", d_normalized, b, D, K)
-    _check_shape("variance", variance, K)
-    _check_shape("counts", counts, b)
+    loops.check_shape("d_normalized", d_normalized, b, D, K)
+    loops.check_shape("variance", variance, K)
+    loops.check_shape("counts", counts, b)
     total = D * counts.sum(dtype=np.float64)
-    d, out, weights = _inputs(normalized.dtype, d_normalized, normalized, counts)
+    d, out, weights = loops.inputs(normalized.dtype, d_normalized, normalized, counts)
     means = np.zeros((2, K))
     if total != 0:
         partial = np.empty((-(-b // ROWS), 2, K))
@@ -262,11 +231,11 @@ def batch_norm_backward(
         means = partial.sum(axis=0) / total
     deviation = np.sqrt(variance + scalar_like(variance, epsilon))
     d_responses = np.empty_like(out)
-    _batch_norm_backward(d, out, weights, *_inputs(out.dtype, means, deviation), d_responses)
+    _batch_norm_backward(d, out, weights, *loops.inputs(out.dtype, means, deviation), d_responses)
     return d_responses
 
 
-@_parallel
+@loops.parallel
 def _sums_with(d, out, partial):
     # partial[block] = sums of d and of d * out over a block of rows
     b, D, K = d.shape
@@ -282,7 +251,7 @@ def _sums_with(d, out, partial):
                     partial[block, 1, k] += x * out[i, j, k]
 
 
-@_parallel
+@loops.parallel
 def _batch_norm_backward(d, out, counts, means, deviation, d_responses):
     b, D, K = d.shape
     for i in prange(b):
@@ -295,15 +264,15 @@ def _batch_norm_backward(d, out, counts, means, deviation, d_responses):
 def batch_norm_apply(responses: Array, mean: Array, variance: Array, epsilon: float) -> Array:
     """As `reference.batch_norm_apply`."""
     b, D, K = responses.shape
-    _check_shape("mean", mean, K)
-    _check_shape("variance", variance, K)
+    loops.check_shape("mean", mean, K)
+    loops.check_shape("variance", variance, K)
     deviation = np.sqrt(variance + scalar_like(variance, epsilon))
     normalized = np.empty((b, D, K), responses.dtype)
-    _batch_norm_apply(*_inputs(responses.dtype, responses, mean, deviation), normalized)
+    _batch_norm_apply(*loops.inputs(responses.dtype, responses, mean, deviation), normalized)
     return normalized
 
 
-@_parallel
+@loops.parallel
 def _batch_norm_apply(responses, mean, deviation, normalized):
     b, D, K = responses.shape
     for i in prange(b):
@@ -319,62 +288,11 @@ def softmax(logits: Array, temperature: float) -> Array:
     """As `reference.softmax`."""
     probabilities = np.empty(logits.shape, logits.dtype)
     rate = scalar_like(logits, 1 / float(scalar_like(logits, temperature)))
-    _softmax(*_inputs(logits.dtype, logits), rate, probabilities)
+    _softmax(*loops.inputs(logits.dtype, logits), rate, probabilities)
     return probabilities
 
 
-def _exp(x: Any) -> Any:
-    """exp(x) for x <= 0 in arithmetic that LLVM vectorises, which it does not do with calls of exp.
-
-    With x = n ln 2 + r and |r| <= ln(2) / 2, exp(x) = 2^n exp(r), and exp(r) is its Taylor polynomial:
-    relative error 1e-14 in float64, 2e-7 in float32.
-    """
-    raise NotImplementedError("for compiled code")
-
-
-@extending.overload(_exp, jit_options={"error_model": "numpy"})
-def _exp_of(x):
-    return _exp_double if x == float64 else _exp_single
-
-
-def _exp_double(x):
-    shifted = x * 1.4426950408889634 + 6755399441055744.0  # + 1.5 * 2^52: rounds, with n in the lowest bits
-    n = shifted - 6755399441055744.0
-    r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10  # ln 2 in two parts: n ln 2 is exact
-    p = 1 / 39916800
-    p = p * r + 1 / 3628800
-    p = p * r + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r + 1
-    p = p * r + 1
-    power = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)  # 2^n
-    return 0.0 if x < -708.0 else p * power
-
-
-def _exp_single(x):
-    f = np.float32
-    shifted = x * f(1.44269504) + f(12582912.0)  # + 1.5 * 2^23
-    n = shifted - f(12582912.0)
-    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
-    p = f(1 / 5040)
-    p = p * r + f(1 / 720)
-    p = p * r + f(1 / 120)
-    p = p * r + f(1 / 24)
-    p = p * r + f(1 / 6)
-    p = p * r + f(0.5)
-    p = p * r + f(1)
-    p = p * r + f(1)
-    power = np.int32((f(shifted).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return f(0) if x < f(-87) else p * power
-
-
-@_parallel
+@loops.parallel
 def _softmax(logits, rate, probabilities):
     b, D, K = logits.shape
     for i in prange(b):
@@ -384,7 +302,7 @@ def _softmax(logits, rate, probabilities):
                 x = logits[i, j, k]
                 largest = largest if largest >= x else x
             for k in range(K):
-                probabilities[i, j, k] = _exp((logits[i, j, k] - largest) * rate)
+                probabilities[i, j, k] = loops.exp((logits[i, j, k] - largest) * rate)
             total = 0.0
             for k in range(K):
                 total += probabilities[i, j, k]
@@ -395,14 +313,14 @@ def _softmax(logits, rate, probabilities):
 
 def softmax_backward(d_probabilities: Array, probabilities: Array, temperature: float) -> Array:
     """As `reference.softmax_backward`."""
-    _check_shape("d_probabilities", d_probabilities, *probabilities.shape)
+    loops.check_shape("d_probabilities", d_probabilities, *probabilities.shape)
     d_logits = np.empty(probabilities.shape, probabilities.dtype)
-    d, p = _inputs(probabilities.dtype, d_probabilities, probabilities)
+    d, p = loops.inputs(probabilities.dtype, d_probabilities, probabilities)
     _softmax_backward(d, p, scalar_like(p, temperature), d_logits)
     return d_logits
 
 
-@_parallel
+@loops.parallel
 def _softmax_backward(d, p, temperature, d_logits):
     b, D, K = p.shape
     for i in prange(b):
@@ -417,11 +335,11 @@ def _softmax_backward(d, p, temperature, d_logits):
 def argmax_code(responses: Array) -> Integers:
     """As `reference.argmax_code`; the inner loop runs along the groups, where nothing is carried over."""
     codes = np.zeros(responses.shape[:2], np.int32)
-    _argmax_code(*_inputs(responses.dtype, responses), codes)
+    _argmax_code(*loops.inputs(responses.dtype, responses), codes)
     return codes
 
 
-@_parallel
+@loops.parallel
 def _argmax_code(responses, codes):
     b, D, K = responses.shape
     for i in prange(b):
@@ -440,14 +358,14 @@ def _argmax_code(responses, codes):
 def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
     """As `reference.nearest_code`, ROWS rows of one group at a time, so that the loops run along the rows."""
     b, D, s = query.shape
-    _check_book("keys", keys, D, s)
+    loops.check_book("keys", keys, D, s)
     codes = np.empty((b, D), np.int32)
     distances = np.empty((b, D), query.dtype)
-    _nearest_code(*_inputs(query.dtype, query, keys), codes, distances)
+    _nearest_code(*loops.inputs(query.dtype, query, keys), codes, distances)
     return codes, distances
 
 
-@_parallel
+@loops.parallel
 def _nearest_code(query, keys, codes, distances):
     b, D, s = query.shape
     K = keys.shape[1]
@@ -485,15 +403,15 @@ def _nearest_code(query, keys, codes, distances):
 def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
     """As `reference.potentials`, ROWS rows of one group at a time."""
     b, D, s = query.shape
-    _check_book("keys", keys, D, s)
-    _check_shape("distances", distances, b, D)
-    _check_shape("counts", counts, b)
+    loops.check_book("keys", keys, D, s)
+    loops.check_shape("distances", distances, b, D)
+    loops.check_shape("counts", counts, b)
     partial = np.empty((-(-b // TILE), D, keys.shape[1]))
-    _potentials(*_inputs(query.dtype, query, keys, distances, counts), partial)
+    _potentials(*loops.inputs(query.dtype, query, keys, distances, counts), partial)
     return partial.sum(axis=0).astype(query.dtype)
 
 
-@_parallel
+@loops.parallel
 def _potentials(query, keys, distances, counts, partial):
     b, D, s = query.shape
     K = keys.shape[1]
@@ -532,14 +450,14 @@ def decode(codes: Integers, values: Array) -> Array:
     """As `reference.decode`."""
     b, D = codes.shape
     s = values.shape[2]
-    _check_book("values", values, D, s)
+    loops.check_book("values", values, D, s)
     check_range("codes", codes, values.shape[1])
     out = np.empty((b, D, s), values.dtype)
-    _decode(*_inputs(np.int32, codes), *_inputs(values.dtype, values), out)
+    _decode(*loops.inputs(np.int32, codes), *loops.inputs(values.dtype, values), out)
     return out
 
 
-@_parallel
+@loops.parallel
 def _decode(codes, values, out):
     b, D = codes.shape
     for i in prange(b):
@@ -552,14 +470,14 @@ def _decode(codes, values, out):
 def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
     """As `reference.sum_by_code`."""
     b, D, s = rows.shape
-    _check_shape("codes", codes, b, D)
+    loops.check_shape("codes", codes, b, D)
     check_range("codes", codes, n_codes)
     out = np.zeros((D, n_codes, s))
-    _sum_by_code(*_inputs(np.int32, codes), *_inputs(rows.dtype, rows), out)
+    _sum_by_code(*loops.inputs(np.int32, codes), *loops.inputs(rows.dtype, rows), out)
     return out.astype(rows.dtype)
 
 
-@_parallel
+@loops.parallel
 def _sum_by_code(codes, rows, out):
     b, D, s = rows.shape
     for block in prange((D + GROUPS - 1) // GROUPS):
@@ -574,14 +492,14 @@ def _sum_by_code(codes, rows, out):
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
     """As `reference.count_codes`."""
     b, D = codes.shape
-    _check_shape("counts", counts, b)
+    loops.check_shape("counts", counts, b)
     check_range("codes", codes, n_codes)
     out = np.zeros((D, n_codes))
-    _count_codes(*_inputs(np.int32, codes), *_inputs(np.float64, counts), out)
+    _count_codes(*loops.inputs(np.int32, codes), *loops.inputs(np.float64, counts), out)
     return out.astype(counts.dtype)
 
 
-@_serial
+@loops.serial
 def _count_codes(codes, counts, out):
     b, D = codes.shape
     for i in range(b):
@@ -592,13 +510,13 @@ def _count_codes(codes, counts, out):
 def combine(coefficients: Array, basis: Array) -> Array:
     """As `reference.combine`; four rows of the basis at a time, added in the same order."""
     b, k = coefficients.shape
-    _check_shape("basis", basis, k, basis.shape[1])
+    loops.check_shape("basis", basis, k, basis.shape[1])
     out = np.zeros((b, basis.shape[1]), coefficients.dtype)
-    _combine(*_inputs(coefficients.dtype, coefficients, basis), out)
+    _combine(*loops.inputs(coefficients.dtype, coefficients, basis), out)
     return out
 
 
-@_parallel
+@loops.parallel
 def _combine(coefficients, basis, out):
     k, w = basis.shape
     for i in prange(len(out)):
@@ -623,18 +541,18 @@ def beam_step(
     """As `reference.beam_step`."""
     b, B, m = codes.shape
     K = linear.shape[1]
-    _check_shape("scores", scores, b, B)
-    _check_shape("linear", linear, b, K)
-    _check_shape("pairs", pairs, m, K, K)
+    loops.check_shape("scores", scores, b, B)
+    loops.check_shape("linear", linear, b, K)
+    loops.check_shape("pairs", pairs, m, K, K)
     check_range("codes", codes, K)
     width = min(width, B * K)
     longer, best = np.empty((b, width, m + 1), np.int32), np.empty((b, width), linear.dtype)
-    floats = _inputs(linear.dtype, scores, linear, pairs)
-    _beam_step(*_inputs(np.int32, codes), *floats, longer, best)
+    floats = loops.inputs(linear.dtype, scores, linear, pairs)
+    _beam_step(*loops.inputs(np.int32, codes), *floats, longer, best)
     return longer, best
 
 
-@_parallel
+@loops.parallel
 def _beam_step(codes, scores, linear, pairs, longer, best):
     b, B, m = codes.shape
     K = linear.shape[1]
@@ -672,15 +590,15 @@ def conditional_modes(codes: Integers, linear: Array, pairs: Array, sweeps: int)
     """As `reference.conditional_modes`, ROWS rows at a time, which share the pairs of a code in the cache."""
     b, M = codes.shape
     K = linear.shape[2]
-    _check_shape("linear", linear, b, M, K)
-    _check_shape("pairs", pairs, M, K, M, K)
+    loops.check_shape("linear", linear, b, M, K)
+    loops.check_shape("pairs", pairs, M, K, M, K)
     check_range("codes", codes, K)
     codes, scores = codes.astype(np.int32, order="C"), np.empty(b, linear.dtype)
-    _conditional_modes(*_inputs(linear.dtype, linear, pairs), int(sweeps), codes, scores)
+    _conditional_modes(*loops.inputs(linear.dtype, linear, pairs), int(sweeps), codes, scores)
     return codes, scores
 
 
-@_parallel
+@loops.parallel
 def _conditional_modes(linear, pairs, sweeps, codes, scores):
     b, M, K = linear.shape
     for block in prange((b + ROWS - 1) // ROWS):
@@ -716,11 +634,11 @@ def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
     """As `reference.pack_codes`."""
     check_range("codes", codes, 1 << n_bits)
     packed = np.empty(-(-codes.size * n_bits // 8), np.uint8)
-    _pack_codes(*_inputs(np.int32, codes.reshape(-1)), int(n_bits), packed)
+    _pack_codes(*loops.inputs(np.int32, codes.reshape(-1)), int(n_bits), packed)
     return packed
 
 
-@_serial
+@loops.serial
 def _pack_codes(codes, n_bits, packed):
     waiting = 0  # bits not yet written, the oldest lowest
     n_waiting = 0
@@ -740,13 +658,13 @@ def _pack_codes(codes, n_bits, packed):
 def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int) -> Integers:
     """As `reference.unpack_codes`."""
     check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
-    _check_shape("ids", ids, ids.size)
+    loops.check_shape("ids", ids, ids.size)
     codes = np.empty((ids.size, n_groups), np.int32)
-    _unpack_codes(*_inputs(np.uint8, packed), int(n_bits), *_inputs(np.int64, ids), codes)
+    _unpack_codes(*loops.inputs(np.uint8, packed), int(n_bits), *loops.inputs(np.int64, ids), codes)
     return codes
 
 
-@_serial
+@loops.serial
 def _unpack_codes(packed, n_bits, ids, codes):
     mask = (1 << n_bits) - 1
     for i in range(ids.size):
@@ -761,16 +679,16 @@ def _unpack_codes(packed, n_bits, ids, codes):
 def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:
     """As `reference.pack_prefix`."""
     check_range("codes", codes, len(lengths))
-    _check_shape("codes", codes, codes.size)
+    loops.check_shape("codes", codes, codes.size)
     widths = lengths.astype(np.int64)[codes]
     if not widths.all():
         raise ValueError(f"code {codes[widths == 0][0]} has no word")
     packed = np.zeros(-(-int(widths.sum()) // 8), np.uint8)
-    _pack_prefix(*_inputs(np.int64, codes, canonical_code(lengths), lengths), packed)
+    _pack_prefix(*loops.inputs(np.int64, codes, canonical_code(lengths), lengths), packed)
     return packed
 
 
-@_serial
+@loops.serial
 def _pack_prefix(codes, words, lengths, packed):
     bit = 0
     for m in range(codes.size):
@@ -792,13 +710,15 @@ def unpack_prefix(packed: NDArray[np.uint8], lengths: Integers, n_codes: int) ->
     has = counts > 0
     first[has] = words[order[(ends - counts)[has]]]
     codes = np.empty(n_codes, np.int32)
-    done = _unpack_prefix(*_inputs(np.uint8, packed), *_inputs(np.int64, order, counts, ends, first), codes)
+    done = _unpack_prefix(
+        *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, order, counts, ends, first), codes
+    )
     if done < n_codes:
         raise ValueError(f"the stream has {done} codes; {n_codes} are asked for")
     return codes
 
 
-@_serial
+@loops.serial
 def _unpack_prefix(packed, order, counts, ends, first, codes):
     bit = 0
     for i in range(codes.size):
@@ -821,13 +741,13 @@ def _unpack_prefix(packed, order, counts, ends, first, codes):
 
 def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
     """As `reference.hamming`."""
-    _check_shape("others", others, len(others), words.shape[1])
+    loops.check_shape("others", others, len(others), words.shape[1])
     out = np.empty((len(words), len(others)), np.int32)
-    _hamming(*_inputs(np.uint64, words, others), out)
+    _hamming(*loops.inputs(np.uint64, words, others), out)
     return out
 
 
-@_parallel
+@loops.parallel
 def _hamming(words, others, out):
     for i in prange(len(out)):
         for j in range(len(others)):
@@ -847,18 +767,18 @@ def _hamming(words, others, out):
 # --- Recurrence and loss --------------------------------------------------------------------------------
 
 
-@_serial
+@loops.serial
 def _sigmoid(x):
     one = type(x)(1)
-    e = _exp(-abs(x))
+    e = loops.exp(-abs(x))
     return (one if x >= 0 else e) / (one + e)
 
 
-@_serial
+@loops.serial
 def _tanh(x):
     """tanh(x), with an absolute error of the order of the last digit."""
     one = type(x)(1)
-    e = _exp(-(abs(x) + abs(x)))
+    e = loops.exp(-(abs(x) + abs(x)))
     t = (one - e) / (one + e)
     return t if x >= 0 else -t
 
@@ -866,13 +786,13 @@ def _tanh(x):
 def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
     """As `reference.lstm_cell`; on one thread, for a step is too small to share."""
     b, h = cell.shape
-    _check_shape("gates", gates, b, 4 * h)
+    loops.check_shape("gates", gates, b, 4 * h)
     activations, new, hidden = (np.empty((b, w), gates.dtype) for w in (4 * h, h, h))
-    _lstm_cell(*_inputs(gates.dtype, gates, cell), activations, new, hidden)
+    _lstm_cell(*loops.inputs(gates.dtype, gates, cell), activations, new, hidden)
     return activations, new, hidden
 
 
-@_serial
+@loops.serial
 def _lstm_cell(gates, cell, activations, new, hidden):
     b, h = cell.shape
     for n in range(b):
@@ -893,15 +813,17 @@ def lstm_cell_backward(
 ) -> tuple[Array, Array]:
     """As `reference.lstm_cell_backward`."""
     b, h = cell.shape
-    _check_shape("activations", activations, b, 4 * h)
+    loops.check_shape("activations", activations, b, 4 * h)
     for name, array in (("d_hidden", d_hidden), ("d_cell", d_cell), ("new", new)):
-        _check_shape(name, array, b, h)
+        loops.check_shape(name, array, b, h)
     d_gates, d_before = np.empty((b, 4 * h), cell.dtype), np.empty((b, h), cell.dtype)
-    _lstm_cell_backward(*_inputs(cell.dtype, d_hidden, d_cell, activations, cell, new), d_gates, d_before)
+    _lstm_cell_backward(
+        *loops.inputs(cell.dtype, d_hidden, d_cell, activations, cell, new), d_gates, d_before
+    )
     return d_gates, d_before
 
 
-@_serial
+@loops.serial
 def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
     b, h = cell.shape
     one = cell.dtype.type(1)
@@ -924,14 +846,14 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """As `reference.cross_entropy`, row by row: a row stays in the cache from its maximum on."""
     b, C = logits.shape
-    _check_shape("labels", labels, b)
-    _check_shape("weights", weights, b)
+    loops.check_shape("labels", labels, b)
+    loops.check_shape("weights", weights, b)
     check_range("labels", labels, C)
     losses, out = np.empty(b, logits.dtype), np.empty((b, C), logits.dtype) if out is None else out
-    _check_shape("out", out, b, C)
+    loops.check_shape("out", out, b, C)
     hit, rest = scalar_like(logits, 1 - smoothing), scalar_like(logits, smoothing / C if C else 0)
     largest = logits.max(axis=1, initial=-np.inf)
-    inputs = _inputs(np.int64, labels) + _inputs(logits.dtype, weights, largest)
+    inputs = loops.inputs(np.int64, labels) + loops.inputs(logits.dtype, weights, largest)
     if out is not logits:
         out[:] = logits
     _cross_entropy(*inputs, hit, rest, losses, out)
@@ -947,7 +869,7 @@ def _sum(x):
     return total
 
 
-@_parallel
+@loops.parallel
 def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
     """From logits to gradients in one array: two might overlap, and then no loop is vectorised."""
     b, C = rows.shape
@@ -957,7 +879,7 @@ def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
         if rest > 0:
             loss -= rest * (_sum(rows[i]) - C * np.float64(top))
         for k in range(C):
-            rows[i, k] = _exp(rows[i, k] - top)
+            rows[i, k] = loops.exp(rows[i, k] - top)
         total = _sum(rows[i])
         losses[i] = np.log(total) + loss
         scale, shift = rows.dtype.type(weights[i] / total), rest * weights[i]
@@ -972,13 +894,13 @@ def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
 def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
     """As `reference.mean_pool`."""
     b, t, w = vectors.shape
-    _check_shape("mask", mask, b, t)
+    loops.check_shape("mask", mask, b, t)
     pooled = np.empty((b, w), vectors.dtype)
-    _mean_pool(*_inputs(vectors.dtype, vectors), *_inputs(np.bool_, mask), pooled)
+    _mean_pool(*loops.inputs(vectors.dtype, vectors), *loops.inputs(np.bool_, mask), pooled)
     return pooled
 
 
-@_parallel
+@loops.parallel
 def _mean_pool(vectors, mask, pooled):
     b, t, w = vectors.shape
     for i in prange(b):
@@ -996,14 +918,16 @@ def _mean_pool(vectors, mask, pooled):
 def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
     """As `reference.mean_pool_backward`."""
     b, t = mask.shape
-    _check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
+    loops.check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
     length = np.maximum(mask.sum(axis=1), 1)
     d_vectors = np.empty((b, t, d_pooled.shape[1]), d_pooled.dtype)
-    _mean_pool_backward(*_inputs(d_pooled.dtype, d_pooled, length), *_inputs(np.bool_, mask), d_vectors)
+    _mean_pool_backward(
+        *loops.inputs(d_pooled.dtype, d_pooled, length), *loops.inputs(np.bool_, mask), d_vectors
+    )
     return d_vectors
 
 
-@_parallel
+@loops.parallel
 def _mean_pool_backward(d_pooled, length, mask, d_vectors):
     b, t, w = d_vectors.shape
     for i in prange(b):
@@ -1025,16 +949,16 @@ def adam(
 ) -> tuple[Array, Array, Array]:
     """As `reference.adam`."""
     for name, array in (("gradient", gradient), ("first", first), ("second", second)):
-        _check_shape(name, array, *parameter.shape)
+        loops.check_shape(name, array, *parameter.shape)
     new = np.empty((3, *parameter.shape), parameter.dtype)
-    flat = [a.reshape(-1) for a in _inputs(parameter.dtype, parameter, gradient, first, second)]
+    flat = [a.reshape(-1) for a in loops.inputs(parameter.dtype, parameter, gradient, first, second)]
     rate, unbias = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
     numbers = np.array([rate, beta1, 1 - beta1, beta2, 1 - beta2, unbias, epsilon]).astype(parameter.dtype)
     _adam(*flat, *numbers, new.reshape(3, -1))
     return new[0], new[1], new[2]
 
 
-@_parallel
+@loops.parallel
 def _adam(parameter, gradient, first, second, rate, beta1, rest1, beta2, rest2, unbias, epsilon, new):
     for i in prange(parameter.size):
         m = beta1 * first[i] + rest1 * gradient[i]

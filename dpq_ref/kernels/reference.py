@@ -236,6 +236,92 @@ def argmax_code(responses: Array) -> Integers:
     return responses.argmax(axis=2).astype(np.int32)
 
 
+Statistics = tuple[Array, Array]  # mean (K,), variance (K,)
+
+
+def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
+    """Mean and variance of the responses of DPQ-SX, as `batch_norm` takes them.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    counts : (b,)
+
+    Returns
+    -------
+    mean, variance : (K,)
+    """
+    _, mean, variance = batch_norm(dot_responses(query, keys), counts, 1.0)
+    return mean, variance
+
+
+def sx_codes(
+    query: Array, keys: Array, statistics: Statistics | None, epsilon: float, noise: Array | None = None
+) -> Integers:
+    """Codes of DPQ-SX: the largest response, after batch norm with given statistics where there are any.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    statistics : mean and variance (K,), or None for no batch norm
+    epsilon : float
+    noise : (b, D, K), optional
+        Added to the responses.
+
+    Returns
+    -------
+    (b, D) int32, ties to the smallest k
+    """
+    logits = dot_responses(query, keys)
+    if statistics is not None:
+        logits = batch_norm_apply(logits, *statistics, epsilon)
+    return argmax_code(logits if noise is None else logits + noise)
+
+
+def sx_backward(
+    d_picked: Array,
+    query: Array,
+    keys: Array,
+    values: Array,
+    counts: Array,
+    statistics: Statistics | None,
+    epsilon: float,
+    temperature: float,
+    noise: Array | None = None,
+) -> tuple[Array, Array]:
+    """Gradients of queries and keys of DPQ-SX: of the values' mean by the softmax of the responses.
+
+    p = softmax(normalised responses + noise); d_p[i,j,k] = <d_picked[i,j], V[j,k]>; from there back through
+    softmax, batch norm and dot product.
+
+    Parameters
+    ----------
+    d_picked : (b, D, s_v)
+        Gradient of the picked values.
+    query : (b, D, s)
+    keys, values : (D or 1, K, s), (D or 1, K, s_v)
+    counts : (b,)
+    statistics : mean and variance (K,) of this batch, or None for no batch norm
+    epsilon, temperature : float
+    noise : (b, D, K), optional
+
+    Returns
+    -------
+    d_query : (b, D, s)
+    d_keys : (D or 1, K, s)
+    """
+    logits = dot_responses(query, keys)
+    if statistics is not None:
+        logits = batch_norm_apply(logits, *statistics, epsilon)
+    probabilities = softmax(logits if noise is None else logits + noise, temperature)
+    d = softmax_backward(dot_responses(d_picked, values), probabilities, temperature)
+    if statistics is not None:
+        d = batch_norm_backward(d, logits, statistics[1], counts, epsilon)
+    return dot_responses_backward(d, query, keys)
+
+
 def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
     """Nearest key of each query, block by block: never more than BLOCK distances at a time.
 

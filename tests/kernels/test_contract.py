@@ -26,6 +26,7 @@ class Row:
     equal: str
     arguments: Callable[..., tuple]
     nan: tuple[int, ...] = ()  # the arguments that may hold NaN
+    chain: int = 1  # of so many smooth maps, each with its own rounding
 
 
 class Draw:
@@ -131,6 +132,21 @@ CONTRACT = {
     "cross_entropy": Row(
         CLOSE, lambda d: (d.real(d.b, 67), d.below(67, d.b), d.positive(d.b), 0.1), nan=(0, 2)
     ),
+    "sx_statistics": Row(CLOSE, lambda d: (d.query(), d.book(), d.counts()), nan=(0, 1)),
+    "sx_codes": Row(
+        BITWISE,
+        lambda d: (d.query(), d.book(), (d.real(K), d.positive(K)), 1e-3, d.responses()),
+        nan=(0, 1, 4),
+    ),
+    "sx_backward": Row(
+        CLOSE,
+        lambda d: (
+            *(d.query(), d.query(), d.book(), d.book(), d.counts()),
+            *((d.real(K), d.positive(K)), 1e-3, 0.7, d.responses()),
+        ),
+        nan=(0, 1, 2, 3, 8),
+        chain=6,
+    ),
     # sums over ids
     "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
     "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
@@ -148,7 +164,7 @@ def as_tuple(result) -> tuple:
     return result if isinstance(result, tuple) else (result,)
 
 
-def assert_equal(equal, actual, expected):
+def assert_equal(equal, actual, expected, chain=1):
     """Same types, shapes and NaN; bitwise, or within the tolerance relative to the largest magnitude."""
     actual, expected = as_tuple(actual), as_tuple(expected)
     assert len(actual) == len(expected)
@@ -162,15 +178,15 @@ def assert_equal(equal, actual, expected):
             np.testing.assert_array_equal(x, y)
         else:
             largest = np.max(np.abs(y), where=np.isfinite(y), initial=0)
-            np.testing.assert_allclose(x, y, rtol=0, atol=SMOOTH[y.dtype] * largest)
+            np.testing.assert_allclose(x, y, rtol=0, atol=chain * SMOOTH[y.dtype] * largest)
 
 
 def check(module, name, arguments):
     """Equal to the reference, with the inputs as they were."""
-    before = [np.array(a, copy=True) if isinstance(a, np.ndarray) else a for a in arguments]
+    before = map_arrays(np.copy, arguments)
     expected = getattr(reference, name)(*before)
     actual = getattr(module, name)(*arguments)
-    assert_equal(CONTRACT[name].equal, actual, expected)
+    assert_equal(CONTRACT[name].equal, actual, expected, CONTRACT[name].chain)
     for a, old in zip(arguments, before, strict=True):
         np.testing.assert_array_equal(a, old)
     for x in as_tuple(actual):
@@ -178,7 +194,8 @@ def check(module, name, arguments):
 
 
 def map_arrays(change, arguments) -> tuple:
-    return tuple(change(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    changed = (map_arrays(change, a) if isinstance(a, tuple) else a for a in arguments)
+    return tuple(change(a) if isinstance(a, np.ndarray) else a for a in changed)
 
 
 def strided(array):
@@ -315,6 +332,37 @@ def test_threads(module, name, dtype):
 def test_shared_codebook(module, name, dtype):
     *others, book = CONTRACT[name].arguments(Draw(dtype, 70))
     check(module, name, (*others, book[:1]))
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("b", [5, 300])
+def test_sx(module, dtype, shared, normalised, noisy, b):
+    """With and without what is optional; values wider than queries."""
+    d = Draw(dtype, b)
+    query, keys, values, d_picked = d.query(), d.book(), d.real(D, K, 6), d.real(b, D, 6)
+    if shared:
+        keys, values = keys[:1], values[:1]
+    counts, noise = d.counts(), d.responses() if noisy else None
+    check(module, "sx_statistics", (query, keys, counts))
+    statistics = reference.sx_statistics(query, keys, counts) if normalised else None
+    check(module, "sx_codes", (query, keys, statistics, 1e-3, noise))
+    check(module, "sx_backward", (d_picked, query, keys, values, counts, statistics, 1e-3, 0.7, noise))
+
+
+@each_set
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_statistics_far_from_the_origin_lose_no_digits(module, offset):
+    """In float32, against all in float64: the variance is a millionth of the square of the mean."""
+    d = Draw(np.float32, 400)
+    query, keys, counts = (d.query() + offset).astype(np.float32), abs(d.book()), d.counts()
+    expected = reference.sx_statistics(*(x.astype(np.float64) for x in (query, keys, counts)))
+    deviation = np.sqrt(expected[1].max())
+    for actual, exact in zip(module.sx_statistics(query, keys, counts), expected, strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=2e-6, atol=1e-6 * deviation)
 
 
 @each_set

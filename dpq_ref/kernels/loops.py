@@ -1,0 +1,91 @@
+"""What the Numba kernels share: how they are compiled, how arrays come in, and an exponential."""
+
+from typing import Any
+
+import numpy as np
+from numba import extending, float64, njit
+from numpy.typing import DTypeLike, NDArray
+
+from dpq_ref.kernels.reference import Array
+
+# The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
+serial: Any = njit(cache=True, nogil=True, error_model="numpy")
+parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+
+
+def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
+    """Aligned, in C order, of one dtype and read-only.
+
+    So a kernel compiles once per dtype, memory-mapped tables included, and one that wrote to its input would
+    not compile at all.
+    """
+    views = []
+    for array in arrays:
+        cast = array.astype(dtype, casting="same_kind", copy=False)
+        view = np.require(cast, requirements=["C", "A"]).view()
+        view.flags.writeable = False
+        views.append(view)
+    return views
+
+
+def check_shape(name: str, array: NDArray, *shape: int) -> None:
+    """Raise ValueError unless an array has a shape."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+
+
+def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
+    """Raise ValueError unless a codebook fits, be it one per group or shared."""
+    if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
+        raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
+
+
+def exp(x: Any) -> Any:
+    """exp(x) for x <= 0 in arithmetic that LLVM vectorises, which it does not do with calls of exp.
+
+    With x = n ln 2 + r and |r| <= ln(2) / 2, exp(x) = 2^n exp(r), and exp(r) is its Taylor polynomial:
+    relative error 1e-14 in float64, 2e-7 in float32.
+    """
+    raise NotImplementedError("for compiled code")
+
+
+@extending.overload(exp, jit_options={"error_model": "numpy"})
+def _exp_of(x):
+    return _exp_double if x == float64 else _exp_single
+
+
+def _exp_double(x):
+    shifted = x * 1.4426950408889634 + 6755399441055744.0  # + 1.5 * 2^52: rounds, with n in the lowest bits
+    n = shifted - 6755399441055744.0
+    r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10  # ln 2 in two parts: n ln 2 is exact
+    p = 1 / 39916800
+    p = p * r + 1 / 3628800
+    p = p * r + 1 / 362880
+    p = p * r + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 0.5
+    p = p * r + 1
+    p = p * r + 1
+    power = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)  # 2^n
+    return 0.0 if x < -708.0 else p * power
+
+
+def _exp_single(x):
+    f = np.float32
+    shifted = x * f(1.44269504) + f(12582912.0)  # + 1.5 * 2^23
+    n = shifted - f(12582912.0)
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1 / 5040)
+    p = p * r + f(1 / 720)
+    p = p * r + f(1 / 120)
+    p = p * r + f(1 / 24)
+    p = p * r + f(1 / 6)
+    p = p * r + f(0.5)
+    p = p * r + f(1)
+    p = p * r + f(1)
+    power = np.int32((f(shifted).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return f(0) if x < f(-87) else p * power

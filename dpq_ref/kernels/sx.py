@@ -1,0 +1,320 @@
+"""DPQ-SX for the CPU without any array of b x D x K: the three steps of `reference`, a tile at a time.
+
+A tile is WIDTH rows of one group, transposed, so that all loops run along the rows; a block of rows goes
+through all groups while it is in the cache. Responses are never stored: the backward computes them again.
+
+Batch norm folds into the keys: the normalised response is <q, K[k] / sigma[k]> - mean[k] / sigma[k], one more
+coordinate whose query is 1 (`_fold`). The part of the backward that goes through the statistics is linear in
+the responses, so it needs no second look at them (`_through_statistics`).
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from dpq_ref.kernels import loops
+from dpq_ref.kernels.reference import Array, Integers, Statistics, scalar_like
+
+WIDTH = 128  # rows of a tile
+CHUNKS = 16  # the most partial sums over a batch
+
+# A product and its sum in one rounding; every lane of a vector does the same.
+_fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# And sums in vector registers, hence in another order than theirs.
+_summed: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+
+
+def _chunks(b: int) -> int:
+    """Partial sums over a batch, whatever the number of threads."""
+    return min(CHUNKS, -(-b // WIDTH))
+
+
+def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
+    """As `reference.sx_statistics`; of responses to the queries less the first one, so that no digits go."""
+    b, D, s = query.shape
+    K = keys.shape[1]
+    loops.check_book("keys", keys, D, s)
+    loops.check_shape("counts", counts, b)
+    total = counts.sum(dtype=np.float64)
+    if total == 0:
+        return np.zeros(K, query.dtype), np.ones(K, query.dtype)
+    sums = np.zeros((_chunks(b), 2, D, K))
+    _sx_statistics(*loops.inputs(query.dtype, query, query[0], keys, counts), sums)
+    first, second = sums.sum(axis=0) / total
+    shift = np.einsum("jc,jkc->jk", query[0], np.broadcast_to(keys, (D, K, s)), dtype=np.float64)
+    mean = (shift + first).mean(axis=0)
+    shift -= mean
+    variance = (second + 2 * first * shift + shift * shift).mean(axis=0)
+    return mean.astype(query.dtype), variance.astype(query.dtype)
+
+
+@loops.parallel
+def _sx_statistics(query, origin, keys, counts, sums):
+    b, D, s = query.shape
+    K = keys.shape[1]
+    for chunk in prange(len(sums)):
+        q = np.empty((s, WIDTH), query.dtype)
+        x = np.empty((K, WIDTH), query.dtype)
+        weights = np.zeros(WIDTH, query.dtype)
+        for block in range(*_blocks(b, chunk, len(sums))):
+            start = block * WIDTH
+            n = min(WIDTH, b - start)
+            weights[:n] = counts[start : start + n]
+            weights[n:] = 0
+            for j in range(D):
+                _load(query, start, n, j, q)
+                for c in range(s):
+                    for i in range(WIDTH):
+                        q[c, i] -= origin[j, c]
+                np.dot(keys[min(j, len(keys) - 1)], q, x)
+                _add_moments(x, weights, sums[chunk, :, j])
+
+
+@_summed
+def _add_moments(x, weights, sums):
+    for k in range(len(x)):
+        first = second = x.dtype.type(0)
+        for i in range(WIDTH):
+            y = weights[i] * x[k, i]
+            first += y
+            second += y * x[k, i]
+        sums[0, k] += first
+        sums[1, k] += second
+
+
+@_fused
+def _blocks(b, chunk, n_chunks):
+    """First and last block of a chunk."""
+    n = (b + WIDTH - 1) // WIDTH
+    return n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+
+
+def sx_codes(
+    query: Array, keys: Array, statistics: Statistics | None, epsilon: float, noise: Array | None = None
+) -> Integers:
+    """As `reference.sx_codes`."""
+    b, D, s = query.shape
+    loops.check_book("keys", keys, D, s)
+    codes = np.empty((b, D), np.int32)
+    book = _fold(keys, statistics, epsilon)
+    _sx_codes(*loops.inputs(query.dtype, query, book, _noise(noise, query, keys)), codes)
+    return codes
+
+
+@loops.parallel
+def _sx_codes(query, book, noise, codes):
+    b, D, s = query.shape
+    for block in prange(-(-b // WIDTH)):
+        start = block * WIDTH
+        n = min(WIDTH, b - start)
+        q = np.ones((s + 1, WIDTH), query.dtype)
+        row = np.empty(WIDTH, query.dtype)
+        best = np.empty(WIDTH, query.dtype)
+        code = np.empty(WIDTH, np.int32)
+        for j in range(D):
+            _load(query, start, n, j, q)
+            best[:] = -np.inf
+            code[:] = 0
+            for k in range(book.shape[1]):
+                _response(book, min(j, len(book) - 1), k, q, row)
+                if len(noise):
+                    for i in range(n):
+                        row[i] += noise[start + i, j, k]
+                for i in range(WIDTH):
+                    larger = not row[i] <= best[i] and best[i] == best[i]  # the first NaN wins
+                    best[i] = row[i] if larger else best[i]
+                    code[i] = k if larger else code[i]
+            for i in range(n):
+                codes[start + i, j] = code[i]
+
+
+@_fused
+def _load(x, start, n, j, tile):
+    """Group j of n rows, transposed; the rest of the tile is 0, so that no loop has another length."""
+    for i in range(n):
+        for c in range(x.shape[2]):
+            tile[c, i] = x[start + i, j, c]
+    for c in range(x.shape[2]):
+        for i in range(n, WIDTH):
+            tile[c, i] = 0
+
+
+@_fused
+def _response(book, g, k, q, row):
+    """row[i] = <book[g, k], q[:, i]>, the constant first, then four coordinates at a time."""
+    s = len(q) - 1
+    for i in range(WIDTH):
+        row[i] = book[g, k, s]
+    c = 0
+    while c + 4 <= s:
+        a0, a1, a2, a3 = book[g, k, c], book[g, k, c + 1], book[g, k, c + 2], book[g, k, c + 3]
+        for i in range(WIDTH):
+            row[i] = row[i] + a0 * q[c, i] + a1 * q[c + 1, i] + a2 * q[c + 2, i] + a3 * q[c + 3, i]
+        c += 4
+    while c < s:
+        a0 = book[g, k, c]
+        for i in range(WIDTH):
+            row[i] = row[i] + a0 * q[c, i]
+        c += 1
+
+
+def sx_backward(
+    d_picked: Array,
+    query: Array,
+    keys: Array,
+    values: Array,
+    counts: Array,
+    statistics: Statistics | None,
+    epsilon: float,
+    temperature: float,
+    noise: Array | None = None,
+) -> tuple[Array, Array]:
+    """As `reference.sx_backward`; all four matrix products of a tile are BLAS's."""
+    b, D, s = query.shape
+    loops.check_book("keys", keys, D, s)
+    loops.check_book("values", values, D, d_picked.shape[2])
+    loops.check_shape("d_picked", d_picked, b, D, d_picked.shape[2])
+    loops.check_shape("counts", counts, b)
+    book = _fold(keys, statistics, epsilon)
+    d_query = np.empty((b, D, s), query.dtype)
+    sums = np.zeros((_chunks(b), len(book), 2 * book.shape[1] + 1, s + 1))
+    arrays = (d_picked, query, book, book.swapaxes(1, 2), values, counts, _noise(noise, query, keys))
+    rate = scalar_like(query, 1 / float(scalar_like(query, temperature)))
+    _sx_backward(*loops.inputs(query.dtype, *arrays), rate, statistics is not None, d_query, sums)
+    d_book, weighted = np.split(sums.sum(axis=0), [book.shape[1]], axis=1)
+    if statistics is None:
+        return d_query, d_book[:, :, :s].astype(query.dtype)
+    return _through_statistics(d_query, d_book, weighted, query, book, counts, statistics[1], epsilon)
+
+
+@loops.parallel
+def _sx_backward(d_picked, query, book, turned, values, counts, noise, rate, normalised, d_query, sums):
+    """Sum over rows i: d[i,j,k] (q[i,j], 1), then counts[i] (x[i,j,k], 1) (q[i,j], 1)."""
+    b, D, s = query.shape
+    K = book.shape[1]
+    for chunk in prange(len(sums)):
+        q = np.ones((s + 1, WIDTH), query.dtype)
+        g = np.empty((d_picked.shape[2], WIDTH), query.dtype)
+        d_q = np.empty((s + 1, WIDTH), query.dtype)
+        x = np.empty((K, WIDTH), query.dtype)
+        d = np.zeros((2 * K + 1 if normalised else K, WIDTH), query.dtype)
+        partial = np.empty((len(d), s + 1), query.dtype)
+        for block in range(*_blocks(b, chunk, len(sums))):
+            start = block * WIDTH
+            n = min(WIDTH, b - start)
+            for j in range(D):
+                shared = min(j, len(book) - 1)
+                _load(query, start, n, j, q)
+                _load(d_picked, start, n, j, g)  # 0 beyond n, and so is all that follows from it
+                np.dot(book[shared], q, x)
+                if normalised:
+                    for i in range(n):
+                        d[2 * K, i] = counts[start + i]
+                    d[2 * K, n:] = 0
+                    for k in range(K):
+                        for i in range(WIDTH):
+                            d[K + k, i] = d[2 * K, i] * x[k, i]
+                if len(noise):
+                    for i in range(n):
+                        for k in range(K):
+                            x[k, i] += noise[start + i, j, k]
+                np.dot(values[min(j, len(values) - 1)], g, d[:K])
+                _soften(x, d, rate)
+                np.dot(turned[shared], d[:K], d_q)
+                for i in range(n):
+                    for c in range(s):
+                        d_query[start + i, j, c] = d_q[c, i]
+                np.dot(d, q.T, partial)
+                for k in range(len(d)):
+                    for c in range(s + 1):
+                        sums[chunk, shared, k, c] += partial[k, c]
+
+
+@_fused
+def _soften(x, d, rate):
+    """From logits x and the gradients d of their softmax to the gradients of the logits, in place of d."""
+    K = len(x)
+    top = x[0].copy()
+    total = np.zeros(WIDTH, x.dtype)
+    expected = np.zeros(WIDTH, x.dtype)
+    for k in range(1, K):
+        for i in range(WIDTH):
+            top[i] = top[i] if top[i] >= x[k, i] else x[k, i]
+    for k in range(K):
+        for i in range(WIDTH):
+            x[k, i] = loops.exp((x[k, i] - top[i]) * rate)
+        for i in range(WIDTH):
+            total[i] += x[k, i]
+            expected[i] += x[k, i] * d[k, i]
+    for i in range(WIDTH):
+        expected[i] /= total[i]
+        total[i] = rate / total[i]
+    for k in range(K):
+        for i in range(WIDTH):
+            d[k, i] = (x[k, i] * total[i]) * (d[k, i] - expected[i])
+
+
+def _fold(keys: Array, statistics: Statistics | None, epsilon: float) -> Array:
+    """Keys that answer with the normalised response to a query and a 1, (D or 1, K, s + 1)."""
+    if statistics is None:
+        return np.concatenate([keys, np.zeros_like(keys[:, :, :1])], axis=2)
+    mean, variance = (x.astype(np.float64) for x in statistics)
+    scale = 1 / np.sqrt(variance + epsilon)
+    constant = np.broadcast_to(-mean * scale, keys.shape[:2])
+    return np.concatenate([keys * scale[:, None], constant[:, :, None]], axis=2).astype(keys.dtype)
+
+
+def _noise(noise: Array | None, query: Array, keys: Array) -> Array:
+    b, D, _ = query.shape
+    if noise is None:
+        return np.empty((0, 0, 0), query.dtype)
+    loops.check_shape("noise", noise, b, D, keys.shape[1])
+    return noise
+
+
+def _through_statistics(
+    d_query: Array,
+    d_book: Array,
+    weighted: Array,
+    query: Array,
+    book: Array,
+    counts: Array,
+    variance: Array,
+    epsilon: float,
+) -> tuple[Array, Array]:
+    """Take the part out that goes through mean and variance, as `reference.batch_norm_backward`.
+
+    Of the gradient of a response goes counts[i] (m1[k] + m2[k] x[i,j,k]), with m1 and m2 the means of the
+    gradient and of the gradient times the normalised response x = <book[j,k], (q[i,j], 1)>.
+    """
+    (_, D, s), K = query.shape, book.shape[1]
+    scale = 1 / np.sqrt(variance.astype(np.float64) + epsilon)
+    total = D * counts.sum(dtype=np.float64)
+    d_keys = d_book[:, :, :s]
+    if total:
+        m1 = d_book[:, :, s].sum(axis=0) / total
+        m2 = (d_book * book).sum(axis=(0, 2)) / total
+        d_keys = d_keys - m1[:, None] * weighted[:, K:, :s] - m2[:, None] * weighted[:, :K, :s]
+        pull = book * m2[:, None]
+        pull[:, :, s] += m1
+        through = np.matmul(book[:, :, :s].swapaxes(1, 2), pull)  # (D or 1, s, s + 1), in the queries
+        _subtract(*loops.inputs(query.dtype, query, through, counts), d_query)
+    return d_query, (d_keys * scale[:, None]).astype(query.dtype)
+
+
+@loops.parallel
+def _subtract(query, through, counts, d_query):
+    """d_q[i,j] -= counts[i] through[j] (q[i,j], 1)."""
+    b, D, s = query.shape
+    for block in prange(-(-b // WIDTH)):
+        start = block * WIDTH
+        n = min(WIDTH, b - start)
+        q = np.ones((s + 1, WIDTH), query.dtype)
+        d_q = np.empty((s, WIDTH), query.dtype)
+        for j in range(D):
+            _load(query, start, n, j, q)
+            np.dot(through[min(j, len(through) - 1)], q, d_q)
+            for i in range(n):
+                for c in range(s):
+                    d_query[start + i, j, c] -= counts[start + i] * d_q[c, i]
