@@ -92,8 +92,7 @@ def codes_of(
         return kernels.sx_codes(query, keys, statistics, EPSILON)
     if statistics is None:
         return kernels.nearest_code(query, keys)[0]
-    responses = kernels.euclidean_responses(query, keys)
-    return kernels.argmax_code(kernels.batch_norm_apply(responses, *statistics, EPSILON))
+    return kernels.vq_codes(query, keys, statistics, EPSILON)
 
 
 def compose(kernels: Any, codes: Integers, values: Array, additive: bool) -> Array:
@@ -223,14 +222,8 @@ def vq_forward(
     output : (b, D*s), additive (b, s)
     tape : Tape
     """
-    statistics = None
-    if batch_norm and counts.any():
-        responses = kernels.euclidean_responses(query, keys)
-        normalized, mean, variance = kernels.batch_norm(responses, counts, EPSILON)
-        statistics = mean, variance
-        codes = kernels.argmax_code(normalized)
-    else:
-        codes, _ = kernels.nearest_code(query, keys)
+    statistics = kernels.vq_statistics(query, keys, counts) if batch_norm and counts.any() else None
+    codes = codes_of(kernels, "vq", query, keys, statistics)
     residual = kernels.decode(codes, keys) - query
     total = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64))
     tape = Tape(

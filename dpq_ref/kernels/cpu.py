@@ -23,7 +23,7 @@ from dpq_ref.kernels.reference import (
     scalar_like,
     xp,
 )
-from dpq_ref.kernels.sx import sx_backward, sx_codes, sx_statistics
+from dpq_ref.kernels.tiles import sx_backward, sx_codes, sx_statistics, vq_codes, vq_statistics
 
 __all__ = [
     "canonical_code",
@@ -33,8 +33,10 @@ __all__ = [
     "sx_backward",
     "sx_codes",
     "sx_statistics",
+    "vq_codes",
+    "vq_statistics",
     "xp",
-]  # NumPy is as fast, or they are in `sx`; the rest is below
+]  # NumPy is as fast, or they are in `tiles`; the rest is below
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a matrix product

@@ -322,6 +322,31 @@ def sx_backward(
     return dot_responses_backward(d, query, keys)
 
 
+def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
+    """Mean and variance of the responses of DPQ-VQ, as `sx_statistics`."""
+    _, mean, variance = batch_norm(euclidean_responses(query, keys), counts, 1.0)
+    return mean, variance
+
+
+def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) -> Integers:
+    """Codes of DPQ-VQ: the largest response after batch norm with given statistics.
+
+    Without batch norm it is the nearest key, `nearest_code`.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    statistics : mean and variance (K,)
+    epsilon : float
+
+    Returns
+    -------
+    (b, D) int32, ties to the smallest k
+    """
+    return argmax_code(batch_norm_apply(euclidean_responses(query, keys), *statistics, epsilon))
+
+
 def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
     """Nearest key of each query, block by block: never more than BLOCK distances at a time.
 

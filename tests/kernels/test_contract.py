@@ -147,6 +147,8 @@ CONTRACT = {
         nan=(0, 1, 2, 3, 8),
         chain=6,
     ),
+    "vq_statistics": Row(CLOSE, lambda d: (d.query(), d.book(), d.counts()), nan=(0, 1)),
+    "vq_codes": Row(BITWISE, lambda d: (d.query(), d.book(), (d.real(K), d.positive(K)), 1e-3), nan=(0, 1)),
     # sums over ids
     "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
     "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
@@ -340,7 +342,7 @@ def test_shared_codebook(module, name, dtype):
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("b", [5, 300])
-def test_sx(module, dtype, shared, normalised, noisy, b):
+def test_sx_and_vq(module, dtype, shared, normalised, noisy, b):
     """With and without what is optional; values wider than queries."""
     d = Draw(dtype, b)
     query, keys, values, d_picked = d.query(), d.book(), d.real(D, K, 6), d.real(b, D, 6)
@@ -351,6 +353,9 @@ def test_sx(module, dtype, shared, normalised, noisy, b):
     statistics = reference.sx_statistics(query, keys, counts) if normalised else None
     check(module, "sx_codes", (query, keys, statistics, 1e-3, noise))
     check(module, "sx_backward", (d_picked, query, keys, values, counts, statistics, 1e-3, 0.7, noise))
+    check(module, "vq_statistics", (query, keys, counts))
+    if statistics:
+        check(module, "vq_codes", (query, keys, statistics, 1e-3))
 
 
 @each_set
@@ -359,10 +364,11 @@ def test_statistics_far_from_the_origin_lose_no_digits(module, offset):
     """In float32, against all in float64: the variance is a millionth of the square of the mean."""
     d = Draw(np.float32, 400)
     query, keys, counts = (d.query() + offset).astype(np.float32), abs(d.book()), d.counts()
-    expected = reference.sx_statistics(*(x.astype(np.float64) for x in (query, keys, counts)))
-    deviation = np.sqrt(expected[1].max())
-    for actual, exact in zip(module.sx_statistics(query, keys, counts), expected, strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=2e-6, atol=1e-6 * deviation)
+    for name, book in (("sx_statistics", keys), ("vq_statistics", keys + np.float32(offset))):
+        expected = getattr(reference, name)(*(x.astype(np.float64) for x in (query, book, counts)))
+        deviation = np.sqrt(expected[1].max())
+        for actual, exact in zip(getattr(module, name)(query, book, counts), expected, strict=True):
+            np.testing.assert_allclose(actual, exact, rtol=2e-6, atol=1e-6 * deviation)
 
 
 @each_set

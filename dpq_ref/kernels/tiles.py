@@ -1,4 +1,4 @@
-"""DPQ-SX for the CPU without any array of b x D x K: the three steps of `reference`, a tile at a time.
+"""DPQ for the CPU without any array of b x D x K: the steps of `reference`, a tile at a time.
 
 A tile is WIDTH rows of one group, transposed, so that all loops run along the rows; a block of rows goes
 through all groups while it is in the cache. Responses are never stored: the backward computes them again.
@@ -41,12 +41,17 @@ def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
         return np.zeros(K, query.dtype), np.ones(K, query.dtype)
     sums = np.zeros((_chunks(b), 2, D, K))
     _sx_statistics(*loops.inputs(query.dtype, query, query[0], keys, counts), sums)
-    first, second = sums.sum(axis=0) / total
     shift = np.einsum("jc,jkc->jk", query[0], np.broadcast_to(keys, (D, K, s)), dtype=np.float64)
+    return _pooled(shift, sums.sum(axis=0) / total, query.dtype)
+
+
+def _pooled(shift: Array, moments: Array, dtype: Any) -> Statistics:
+    """Mean and variance over the groups, from first and second moments (2, D, K) about shifts (D, K)."""
+    first, second = moments
     mean = (shift + first).mean(axis=0)
-    shift -= mean
-    variance = (second + 2 * first * shift + shift * shift).mean(axis=0)
-    return mean.astype(query.dtype), variance.astype(query.dtype)
+    around = shift - mean
+    variance = (second + 2 * first * around + around * around).mean(axis=0)
+    return mean.astype(dtype), variance.astype(dtype)
 
 
 @loops.parallel
@@ -121,12 +126,17 @@ def _sx_codes(query, book, noise, codes):
                 if len(noise):
                     for i in range(n):
                         row[i] += noise[start + i, j, k]
-                for i in range(WIDTH):
-                    larger = not row[i] <= best[i] and best[i] == best[i]  # the first NaN wins
-                    best[i] = row[i] if larger else best[i]
-                    code[i] = k if larger else code[i]
+                _keep_larger(row, k, best, code)
             for i in range(n):
                 codes[start + i, j] = code[i]
+
+
+@loops.serial
+def _keep_larger(row, k, best, code):
+    for i in range(WIDTH):
+        larger = not row[i] <= best[i] and best[i] == best[i]  # the first NaN wins
+        best[i] = row[i] if larger else best[i]
+        code[i] = k if larger else code[i]
 
 
 @_fused
@@ -253,6 +263,89 @@ def _soften(x, d, rate):
     for k in range(K):
         for i in range(WIDTH):
             d[k, i] = (x[k, i] * total[i]) * (d[k, i] - expected[i])
+
+
+def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
+    """As `reference.vq_statistics`; of responses less those of the first row, so that no digits go."""
+    b, D, s = query.shape
+    K = keys.shape[1]
+    loops.check_book("keys", keys, D, s)
+    loops.check_shape("counts", counts, b)
+    total = counts.sum(dtype=np.float64)
+    if total == 0:
+        return np.zeros(K, query.dtype), np.ones(K, query.dtype)
+    shift = -((query[0][:, None, :] - keys) ** 2).sum(axis=2)  # (D, K)
+    sums = np.zeros((_chunks(b), 2, D, K))
+    _vq_statistics(*loops.inputs(query.dtype, query, keys, shift, counts), sums)
+    return _pooled(shift.astype(np.float64), sums.sum(axis=0) / total, query.dtype)
+
+
+@loops.parallel
+def _vq_statistics(query, keys, shift, counts, sums):
+    b, D, s = query.shape
+    K = keys.shape[1]
+    for chunk in prange(len(sums)):
+        q = np.empty((s, WIDTH), query.dtype)
+        x = np.empty((K, WIDTH), query.dtype)
+        weights = np.zeros(WIDTH, query.dtype)
+        for block in range(*_blocks(b, chunk, len(sums))):
+            start = block * WIDTH
+            n = min(WIDTH, b - start)
+            weights[:n] = counts[start : start + n]
+            weights[n:] = 0
+            for j in range(D):
+                _load(query, start, n, j, q)
+                for k in range(K):
+                    _distance(keys, min(j, len(keys) - 1), k, q, x[k])
+                    for i in range(WIDTH):
+                        x[k, i] = -x[k, i] - shift[j, k]
+                _add_moments(x, weights, sums[chunk, :, j])
+
+
+def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) -> Integers:
+    """As `reference.vq_codes`."""
+    b, D, s = query.shape
+    loops.check_book("keys", keys, D, s)
+    for name, array in zip(("mean", "variance"), statistics, strict=True):
+        loops.check_shape(name, array, keys.shape[1])
+    mean, variance = statistics
+    codes = np.empty((b, D), np.int32)
+    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
+    _vq_codes(*loops.inputs(query.dtype, query, keys, mean, 1 / deviation), codes)
+    return codes
+
+
+@loops.parallel
+def _vq_codes(query, keys, mean, scale, codes):
+    b, D, s = query.shape
+    for block in prange((b + WIDTH - 1) // WIDTH):
+        start = block * WIDTH
+        n = min(WIDTH, b - start)
+        q = np.empty((s, WIDTH), query.dtype)
+        row = np.empty(WIDTH, query.dtype)
+        best = np.empty(WIDTH, query.dtype)
+        code = np.empty(WIDTH, np.int32)
+        for j in range(D):
+            _load(query, start, n, j, q)
+            best[:] = -np.inf
+            code[:] = 0
+            for k in range(keys.shape[1]):
+                _distance(keys, min(j, len(keys) - 1), k, q, row)
+                for i in range(WIDTH):
+                    row[i] = (-row[i] - mean[k]) * scale[k]
+                _keep_larger(row, k, best, code)
+            for i in range(n):
+                codes[start + i, j] = code[i]
+
+
+@_fused
+def _distance(keys, g, k, q, row):
+    """row[i] = |keys[g, k] - q[:, i]|^2, by direct differences."""
+    row[:] = 0
+    for c in range(len(q)):
+        a = keys[g, k, c]
+        for i in range(WIDTH):
+            row[i] += (q[c, i] - a) * (q[c, i] - a)
 
 
 def _fold(keys: Array, statistics: Statistics | None, epsilon: float) -> Array:
