@@ -146,7 +146,7 @@ def _cost(stem: Path, records: list[Row]) -> list[Path]:
         axes.axhline(1, color=style_of("full")[1], lw=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(at, map(str, at))
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.2 * max(1, *(record[key] for record in records)))
         axes.set_xlabel("codes of a group K")
         axes.set_ylabel(f"{label} / full embedding's", fontsize=8)
     panels[0].legend()

@@ -17,7 +17,7 @@ from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import Array, Integers, Statistics, scalar_like
 
 WIDTH = 128  # rows of a tile
-CHUNKS = 16  # the most partial sums over a batch
+CHUNKS = 8  # the most partial sums over a batch
 
 # A product and its sum in one rounding; every lane of a vector does the same.
 _fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
