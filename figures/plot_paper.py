@@ -235,5 +235,6 @@ def _codes(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
         column[0].set_title(f"{data}, {model}", fontsize=9)
         column[0].legend()
         column[1].set_xlabel("epoch")
+        column[1].xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     return save_figure(figure, stem, table)
