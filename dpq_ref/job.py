@@ -47,6 +47,8 @@ class Progress:
     history : History
     codes : (vocab_size, D) integers or None
         Of the DPQ embedding at the last evaluation or the start.
+    result : dict or None
+        What is in result.json, if the training had come to its end before.
     """
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -54,6 +56,7 @@ class Progress:
     done: bool = False
     history: History = field(default_factory=History)
     codes: Integers | None = None
+    result: dict[str, Any] | None = None
 
     @property
     def best(self) -> dict[str, float]:
@@ -165,6 +168,8 @@ def fit(
             on_step(step)
         return progress.done or late
 
+    if progress.done and (folder / "result.json").is_file():
+        progress.result = json.loads((folder / "result.json").read_text(encoding="utf8"))
     if not progress.done:
         train(
             model,

@@ -301,8 +301,8 @@ def fit(
         evaluate_every=plan.evaluate_every,
         **options,
     )
-    if not progress.done:
-        return None
+    if progress.result or not progress.done:
+        return progress.result
     model.load_state(job.best(folder))
     table = model.embedding.export()
     found = {

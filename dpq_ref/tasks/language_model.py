@@ -314,8 +314,8 @@ def train(
         clip_norm=plan.clip_norm,
         **options,
     )
-    if not progress.done:
-        return None
+    if progress.result or not progress.done:
+        return progress.result
     last = model.perplexity(data.test)
     model.load_state(job.best(folder))
     table = model.embedding.export()

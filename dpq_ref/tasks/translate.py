@@ -182,8 +182,8 @@ def train(
         clip_norm=plan.clip_norm,
         **options,
     )
-    if not progress.done:
-        return None
+    if progress.result or not progress.done:
+        return progress.result
     last = bleu(translations(model, data, "test"), data.test.references)
     model.load_state(job.best(folder))
     table = model.embedding.export()

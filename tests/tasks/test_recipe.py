@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dpq_ref import load
+from dpq_ref import job, load
 from dpq_ref.cli import main
 from dpq_ref.layers import FullEmbedding, LowRankEmbedding, make_embedding
 from dpq_ref.tasks import recipe
@@ -220,3 +220,13 @@ def test_random_low_rank_varies_as_the_table():
     assert low.std() == pytest.approx(full.std(), rel=0.05)
     with pytest.raises(ValueError, match="rank=7; a table of \\(9, 6\\) takes at most 6"):
         LowRankEmbedding.random(9, 6, rank=7)
+
+
+def test_a_finished_training_is_left_as_it_is(corpus, tmp_path, monkeypatch):
+    made = Recipe("lm", {"kind": "full"}, plan=TINY)
+    result = recipe.run(made, corpus, tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(job, "finish", lambda *arguments: pytest.fail("there is nothing to do"))
+    assert recipe.run(made, corpus, tmp_path / "run") == json.loads(json.dumps(result))
+    changed = {p.name for p in (tmp_path / "run").iterdir() if p.stat().st_mtime_ns != before.get(p.name)}
+    assert changed <= {"metrics.jsonl"}
