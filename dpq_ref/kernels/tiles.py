@@ -14,7 +14,14 @@ import numpy as np
 from numba import njit, prange
 
 from dpq_ref.kernels import loops
-from dpq_ref.kernels.reference import Array, Integers, Statistics, scalar_like
+from dpq_ref.kernels.reference import (
+    Array,
+    Integers,
+    Statistics,
+    dot_responses,
+    euclidean_responses,
+    scalar_like,
+)
 
 WIDTH = 128  # rows of a tile
 CHUNKS = 8  # the most partial sums over a batch
@@ -31,7 +38,17 @@ def _chunks(b: int) -> int:
 
 
 def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
-    """As `reference.sx_statistics`; of responses to the queries less the first one, so that no digits go."""
+    """As `reference.sx_statistics`."""
+    return _statistics(query, keys, counts, euclidean=False)
+
+
+def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
+    """As `reference.vq_statistics`."""
+    return _statistics(query, keys, counts, euclidean=True)
+
+
+def _statistics(query: Array, keys: Array, counts: Array, *, euclidean: bool) -> Statistics:
+    """Mean and variance of responses, by their moments about those of the first row: so no digits go."""
     b, D, s = query.shape
     K = keys.shape[1]
     loops.check_book("keys", keys, D, s)
@@ -39,28 +56,25 @@ def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
     total = counts.sum(dtype=np.float64)
     if total == 0:
         return np.zeros(K, query.dtype), np.ones(K, query.dtype)
+    respond = euclidean_responses if euclidean else dot_responses
+    shift = respond(query[:1].astype(np.float64), keys.astype(np.float64))[0]
     sums = np.zeros((_chunks(b), 2, D, K))
-    _sx_statistics(*loops.inputs(query.dtype, query, query[0], keys, counts), sums)
-    shift = np.einsum("jc,jkc->jk", query[0], np.broadcast_to(keys, (D, K, s)), dtype=np.float64)
-    return _pooled(shift, sums.sum(axis=0) / total, query.dtype)
-
-
-def _pooled(shift: Array, moments: Array, dtype: Any) -> Statistics:
-    """Mean and variance over the groups, from first and second moments (2, D, K) about shifts (D, K)."""
-    first, second = moments
+    _moments(*loops.inputs(query.dtype, query, keys, shift, counts), euclidean, sums)
+    first, second = sums.sum(axis=0) / total
     mean = (shift + first).mean(axis=0)
     around = shift - mean
     variance = (second + 2 * first * around + around * around).mean(axis=0)
-    return mean.astype(dtype), variance.astype(dtype)
+    return mean.astype(query.dtype), variance.astype(query.dtype)
 
 
 @loops.parallel
-def _sx_statistics(query, origin, keys, counts, sums):
+def _moments(query, keys, shift, counts, euclidean, sums):
+    """sums[chunk, :, j, k] = sum of counts[i] y and of counts[i] y^2, with y = response - shift[j, k]."""
     b, D, s = query.shape
     K = keys.shape[1]
     for chunk in prange(len(sums)):
         q = np.empty((s, WIDTH), query.dtype)
-        x = np.empty((K, WIDTH), query.dtype)
+        y = np.empty((K, WIDTH), query.dtype)
         weights = np.zeros(WIDTH, query.dtype)
         for block in range(*_blocks(b, chunk, len(sums))):
             start = block * WIDTH
@@ -68,12 +82,19 @@ def _sx_statistics(query, origin, keys, counts, sums):
             weights[:n] = counts[start : start + n]
             weights[n:] = 0
             for j in range(D):
+                g = min(j, len(keys) - 1)
                 _load(query, start, n, j, q)
-                for c in range(s):
-                    for i in range(WIDTH):
-                        q[c, i] -= origin[j, c]
-                np.dot(keys[min(j, len(keys) - 1)], q, x)
-                _add_moments(x, weights, sums[chunk, :, j])
+                if euclidean:
+                    for k in range(K):
+                        _distance(keys, g, k, q, y[k])
+                        for i in range(WIDTH):
+                            y[k, i] = -y[k, i] - shift[j, k]
+                else:  # <q, K> - <q0, K> = <q - q0, K>
+                    for c in range(s):
+                        for i in range(WIDTH):
+                            q[c, i] -= query[0, j, c]
+                    np.dot(keys[g], q, y)
+                _add_moments(y, weights, sums[chunk, :, j])
 
 
 @_summed
@@ -102,27 +123,47 @@ def sx_codes(
     b, D, s = query.shape
     loops.check_book("keys", keys, D, s)
     codes = np.empty((b, D), np.int32)
-    book = _fold(keys, statistics, epsilon)
-    _sx_codes(*loops.inputs(query.dtype, query, book, _noise(noise, query, keys)), codes)
+    book, none = _fold(keys, statistics, epsilon), np.empty(0, query.dtype)
+    _codes(*loops.inputs(query.dtype, query, book, none, none, _noise(noise, query, keys)), codes)
+    return codes
+
+
+def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) -> Integers:
+    """As `reference.vq_codes`."""
+    b, D, s = query.shape
+    loops.check_book("keys", keys, D, s)
+    mean, variance = statistics
+    loops.check_shape("mean", mean, keys.shape[1])
+    loops.check_shape("variance", variance, keys.shape[1])
+    codes = np.empty((b, D), np.int32)
+    scale = 1 / np.sqrt(variance + scalar_like(variance, epsilon))
+    _codes(*loops.inputs(query.dtype, query, keys, mean, scale, _noise(None, query, keys)), codes)
     return codes
 
 
 @loops.parallel
-def _sx_codes(query, book, noise, codes):
+def _codes(query, book, mean, scale, noise, codes):
+    """By dot products with a folded book or, where there are means, by distances to the keys."""
     b, D, s = query.shape
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
-        q = np.ones((s + 1, WIDTH), query.dtype)
+        q = np.empty((s, WIDTH), query.dtype)
         row = np.empty(WIDTH, query.dtype)
         best = np.empty(WIDTH, query.dtype)
         code = np.empty(WIDTH, np.int32)
         for j in range(D):
+            g = min(j, len(book) - 1)
             _load(query, start, n, j, q)
             best[:] = -np.inf
             code[:] = 0
             for k in range(book.shape[1]):
-                _response(book, min(j, len(book) - 1), k, q, row)
+                if len(mean):
+                    _distance(book, g, k, q, row)
+                    for i in range(WIDTH):
+                        row[i] = (-row[i] - mean[k]) * scale[k]
+                else:
+                    _response(book, g, k, q, row)
                 if len(noise):
                     for i in range(n):
                         row[i] += noise[start + i, j, k]
@@ -152,8 +193,8 @@ def _load(x, start, n, j, tile):
 
 @_fused
 def _response(book, g, k, q, row):
-    """row[i] = <book[g, k], q[:, i]>, the constant first, then four coordinates at a time."""
-    s = len(q) - 1
+    """row[i] = <book[g, k], (q[:, i], 1)>, the constant first, then four coordinates at a time."""
+    s = len(q)
     for i in range(WIDTH):
         row[i] = book[g, k, s]
     c = 0
@@ -167,6 +208,16 @@ def _response(book, g, k, q, row):
         for i in range(WIDTH):
             row[i] = row[i] + a0 * q[c, i]
         c += 1
+
+
+@_fused
+def _distance(keys, g, k, q, row):
+    """row[i] = |keys[g, k] - q[:, i]|^2, by direct differences."""
+    row[:] = 0
+    for c in range(len(q)):
+        a = keys[g, k, c]
+        for i in range(WIDTH):
+            row[i] += (q[c, i] - a) * (q[c, i] - a)
 
 
 def sx_backward(
@@ -263,89 +314,6 @@ def _soften(x, d, rate):
     for k in range(K):
         for i in range(WIDTH):
             d[k, i] = (x[k, i] * total[i]) * (d[k, i] - expected[i])
-
-
-def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
-    """As `reference.vq_statistics`; of responses less those of the first row, so that no digits go."""
-    b, D, s = query.shape
-    K = keys.shape[1]
-    loops.check_book("keys", keys, D, s)
-    loops.check_shape("counts", counts, b)
-    total = counts.sum(dtype=np.float64)
-    if total == 0:
-        return np.zeros(K, query.dtype), np.ones(K, query.dtype)
-    shift = -((query[0][:, None, :] - keys) ** 2).sum(axis=2)  # (D, K)
-    sums = np.zeros((_chunks(b), 2, D, K))
-    _vq_statistics(*loops.inputs(query.dtype, query, keys, shift, counts), sums)
-    return _pooled(shift.astype(np.float64), sums.sum(axis=0) / total, query.dtype)
-
-
-@loops.parallel
-def _vq_statistics(query, keys, shift, counts, sums):
-    b, D, s = query.shape
-    K = keys.shape[1]
-    for chunk in prange(len(sums)):
-        q = np.empty((s, WIDTH), query.dtype)
-        x = np.empty((K, WIDTH), query.dtype)
-        weights = np.zeros(WIDTH, query.dtype)
-        for block in range(*_blocks(b, chunk, len(sums))):
-            start = block * WIDTH
-            n = min(WIDTH, b - start)
-            weights[:n] = counts[start : start + n]
-            weights[n:] = 0
-            for j in range(D):
-                _load(query, start, n, j, q)
-                for k in range(K):
-                    _distance(keys, min(j, len(keys) - 1), k, q, x[k])
-                    for i in range(WIDTH):
-                        x[k, i] = -x[k, i] - shift[j, k]
-                _add_moments(x, weights, sums[chunk, :, j])
-
-
-def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) -> Integers:
-    """As `reference.vq_codes`."""
-    b, D, s = query.shape
-    loops.check_book("keys", keys, D, s)
-    for name, array in zip(("mean", "variance"), statistics, strict=True):
-        loops.check_shape(name, array, keys.shape[1])
-    mean, variance = statistics
-    codes = np.empty((b, D), np.int32)
-    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
-    _vq_codes(*loops.inputs(query.dtype, query, keys, mean, 1 / deviation), codes)
-    return codes
-
-
-@loops.parallel
-def _vq_codes(query, keys, mean, scale, codes):
-    b, D, s = query.shape
-    for block in prange((b + WIDTH - 1) // WIDTH):
-        start = block * WIDTH
-        n = min(WIDTH, b - start)
-        q = np.empty((s, WIDTH), query.dtype)
-        row = np.empty(WIDTH, query.dtype)
-        best = np.empty(WIDTH, query.dtype)
-        code = np.empty(WIDTH, np.int32)
-        for j in range(D):
-            _load(query, start, n, j, q)
-            best[:] = -np.inf
-            code[:] = 0
-            for k in range(keys.shape[1]):
-                _distance(keys, min(j, len(keys) - 1), k, q, row)
-                for i in range(WIDTH):
-                    row[i] = (-row[i] - mean[k]) * scale[k]
-                _keep_larger(row, k, best, code)
-            for i in range(n):
-                codes[start + i, j] = code[i]
-
-
-@_fused
-def _distance(keys, g, k, q, row):
-    """row[i] = |keys[g, k] - q[:, i]|^2, by direct differences."""
-    row[:] = 0
-    for c in range(len(q)):
-        a = keys[g, k, c]
-        for i in range(WIDTH):
-            row[i] += (q[c, i] - a) * (q[c, i] - a)
 
 
 def _fold(keys: Array, statistics: Statistics | None, epsilon: float) -> Array:
