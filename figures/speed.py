@@ -1,0 +1,205 @@
+"""Speed beside peers: our call and theirs in turn in one process, once both have been seen to agree.
+
+The grid (TOML) lists works of `figures.workloads` with their parameters and goals. For each there is one row
+a peer and number of threads: medians of wall and processor time, the median of the ratios of neighbouring
+runs, and the floor: operations over the rate of a large matrix product, or bytes over that of a copy,
+whichever takes longer.
+"""
+
+import json
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from dpq_ref.compressed import write_atomically
+from dpq_ref.environment import environment
+from figures.style import to_csv
+from figures.sweep import cells
+
+GRID = Path(__file__).parent / "grids" / "speed.toml"
+COLUMNS = (
+    "name", "shape", "threads", "peer", "ours_ms", "peer_ms", "ratio", "goal", "floor_ms", "over_floor",
+    "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs",
+)  # fmt: skip
+OWN = ("threads", "goals", "floor_goal")  # of an entry of the grid, not of the work
+
+Row = dict[str, Any]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same thing, done by us and by others.
+
+    Attributes
+    ----------
+    shape : str
+    ours : callable
+    peers : dict of callables
+    agree : callable
+        Raises AssertionError unless all sides compute the same.
+    operations : float
+        Of the matrix products that cannot be avoided: two for each product and sum.
+    traffic : float
+        Bytes that must be read or written.
+    """
+
+    shape: str
+    ours: Call
+    peers: dict[str, Call] = field(default_factory=dict)
+    agree: Call = lambda: None
+    operations: float = 0.0
+    traffic: float = 0.0
+
+
+def in_turn(calls: dict[str, Call], runs: int) -> dict[str, np.ndarray]:
+    """Wall and processor seconds of each call, (2, runs), in turn so that a slow moment meets all."""
+    seconds = {name: np.empty((2, runs)) for name in calls}
+    for i in range(-2, runs):  # the first two are to warm, and are written over
+        for name, call in calls.items():
+            start = time.perf_counter(), time.process_time()
+            call()
+            seconds[name][:, i] = time.perf_counter() - start[0], time.process_time() - start[1]
+    return seconds
+
+
+@contextmanager
+def threads_of_all(n: int) -> Iterator[None]:
+    """Let Numba, BLAS and, where it is installed, torch use n threads."""
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    try:
+        import torch
+    except ModuleNotFoundError:
+        torch = None
+    before = numba.get_num_threads()
+    numba.set_num_threads(n)
+    if torch:
+        torch.set_num_threads(n)
+    try:
+        with threadpool_limits(n):
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def rates(runs: int = 15) -> tuple[float, float]:
+    """Operations of a matrix product in float32, and bytes of a copy, in a second."""
+    a = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    source = np.ones(1 << 24, np.float32)
+    target = np.empty_like(source)
+    seconds = in_turn({"product": lambda: a @ a, "copy": lambda: np.copyto(target, source)}, runs)
+    product, copy = (float(np.median(wall)) for wall, _ in seconds.values())
+    return 2 * 1024**3 / product, 2 * source.nbytes / copy
+
+
+def measure(
+    name: str, work: Work, *, threads: int, runs: int, goals: dict[str, float], floor_goal: Any
+) -> list[Row]:
+    """Rows of a work: one for each peer, or one alone."""
+    work.agree()
+    with threads_of_all(threads):
+        seconds = in_turn({"ours": work.ours, **work.peers}, runs)
+        operations, copied = rates()
+    floor = max(work.operations / operations, work.traffic / copied)
+    ours, ours_cpu = np.median(seconds["ours"], axis=1).tolist()
+    own = {"name": name, "shape": work.shape, "threads": threads, "runs": runs}
+    own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu}
+    if floor:
+        own |= {"floor_ms": 1e3 * floor, "over_floor": ours / floor, "floor_goal": floor_goal}
+    return [
+        own
+        | {
+            "peer": peer,
+            "peer_ms": 1e3 * float(np.median(seconds[peer][0])),
+            "peer_cpu_ms": 1e3 * float(np.median(seconds[peer][1])),
+            "ratio": float(np.median(seconds[peer][0] / seconds["ours"][0])),
+            "goal": goals.get(peer),
+        }
+        for peer in work.peers
+    ] or [own]
+
+
+def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
+    """Measure all works of a grid file.
+
+    Parameters
+    ----------
+    grid : path
+        TOML: [[work]] with the name of a function of `figures.workloads` and its parameters, lists standing
+        for each of their entries; `threads`; `goals`, the ratio to reach by peer; `floor_goal`, how many
+        times the floor it may take.
+    runs : int
+    on_row : callable
+        Called with each row.
+    """
+    from figures import workloads
+
+    found = []
+    for entry in tomllib.loads(grid.read_text(encoding="utf8"))["work"]:
+        parameters = {k: v for k, v in entry.items() if k not in OWN}
+        for name, cell in cells([parameters]):
+            work = getattr(workloads, name)(**cell)
+            for threads in entry.get("threads", [1]):
+                rows = measure(
+                    name,
+                    work,
+                    threads=threads,
+                    runs=runs,
+                    goals=entry.get("goals", {}),
+                    floor_goal=entry.get("floor_goal"),
+                )
+                for row in rows:
+                    on_row(row)
+                found += rows
+    return found
+
+
+@click.command()
+@click.option("--grid", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=GRID)
+@click.option(
+    "--runs", type=click.IntRange(1), default=15, show_default=True, help="Timed calls of each side."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("figures/results/speed"), show_default=True
+)
+def main(grid: Path, runs: int, output: Path) -> None:
+    """Time our work beside that of peers; writes speed.csv, and speed.json with the machine and versions."""
+
+    def tell(row: Row) -> None:
+        peer = f"{row['ratio']:6.2f}x {row['peer']}" if "peer" in row else ""
+        floor = f"{row['over_floor']:6.1f} x floor" if "over_floor" in row else ""
+        click.echo(
+            f"{row['name']} {row['shape']}, {row['threads']} threads: {row['ours_ms']:.2f} ms {peer} {floor}"
+        )
+
+    rows = run(grid, runs=runs, on_row=tell)
+    output.mkdir(parents=True, exist_ok=True)
+    shown = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_atomically(output / "speed.csv", to_csv(shown, COLUMNS).encode())
+    record = {"environment": environment(), "peers": versions()}
+    write_atomically(output / "speed.json", json.dumps(record, indent=1).encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of the peers that are installed."""
+    found = {}
+    for package in ("torch", "faiss-cpu", "nanopq", "vector-quantize-pytorch", "gensim"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

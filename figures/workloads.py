@@ -1,0 +1,88 @@
+"""What is measured by `figures.speed`: each function makes a `Work` of some size, ours and that of peers."""
+
+from typing import Any
+
+import numpy as np
+
+from dpq_ref import DPQEmbedding
+from dpq_ref.quantize import EPSILON
+from figures.bench import zipf
+from figures.speed import Work
+
+VOCAB = 10_000
+
+
+def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinct: bool = False) -> Work:
+    """Forward and backward of a DPQ layer with batch norm; words by Zipf's law, or each once."""
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(VOCAB)[:tokens] if distinct else zipf(tokens, rng)
+    layer = DPQEmbedding(VOCAB, dim, n_groups=n_groups, n_codes=n_codes, method=method, init=1.0)
+    g = rng.standard_normal((tokens, dim)).astype(np.float32)
+
+    def ours() -> Any:
+        output = layer.forward(ids)
+        layer.backward(g)
+        return output, layer.grads
+
+    s, rows = dim // n_groups, len(np.unique(ids))
+    products = 4 if method == "sx" else 1
+    return Work(
+        f"{tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
+        ours,
+        operations=2.0 * products * rows * n_groups * n_codes * s,
+        **_torch_dpq(layer, ids, g, ours),
+    )
+
+
+def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -> dict[str, Any]:
+    """Peers: the released formulation in torch, eager and compiled."""
+    import torch
+
+    D, K = layer.n_groups, layer.n_codes
+    table = {name: torch.tensor(array, requires_grad=True) for name, array in layer.params.items()}
+    norm = torch.nn.BatchNorm1d(K, eps=EPSILON, momentum=0.01, affine=False)
+    index, upstream = torch.tensor(ids).long(), torch.tensor(g)
+
+    def forward() -> Any:
+        query = torch.nn.functional.embedding(index, table["query"]).reshape(len(index), D, -1)
+        keys = table["keys"]
+        if layer.method == "sx":
+            responses = torch.einsum("bjc,jkc->bjk", query, keys)
+        else:
+            responses = -((query[:, :, None] - keys) ** 2).sum(dim=3)
+        scores = norm(responses.reshape(-1, K)).reshape(-1, D, K)
+        one_hot = torch.nn.functional.one_hot(scores.argmax(dim=2), K).to(query.dtype)
+        if layer.method == "sx":
+            p = torch.softmax(scores, dim=2)
+            picked = torch.einsum("bjk,jkc->bjc", one_hot + p - p.detach(), table["values"])
+            loss = 0.0
+        else:
+            nearest = torch.einsum("bjk,jkc->bjc", one_hot, keys)
+            picked = query + (nearest - query).detach()
+            loss = ((nearest - query.detach()) ** 2).mean()
+        return picked.reshape(len(index), -1), loss
+
+    def step(call: Any) -> Any:
+        def run() -> Any:
+            for parameter in table.values():
+                parameter.grad = None
+            output, loss = call()
+            ((output * upstream).sum() + loss).backward()
+            return output
+
+        return run
+
+    eager = step(forward)
+
+    def agree() -> None:
+        output, grads = ours()
+        # Responses that differ by rounding alone may give another code: other values, with the same sum.
+        pairs = {"output": (output, eager().detach().numpy())}
+        for name in grads.keys() & {"keys", "values"}:
+            axis = {"keys": (), "values": 1}[name]
+            pairs[name] = grads[name].sum(axis=axis), table[name].grad.numpy().sum(axis=axis)
+        for name, (mine, theirs) in pairs.items():
+            close = np.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max()).mean()
+            assert close > 0.998, f"{1 - close:.2%} of {name} differ"
+
+    return {"peers": {"torch": eager, "torch.compile": step(torch.compile(forward))}, "agree": agree}
