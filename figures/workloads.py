@@ -83,6 +83,6 @@ def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -
             pairs[name] = grads[name].sum(axis=axis), table[name].grad.numpy().sum(axis=axis)
         for name, (mine, theirs) in pairs.items():
             close = np.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max()).mean()
-            assert close > 0.998, f"{1 - close:.2%} of {name} differ"
+            assert close > 0.98, f"{1 - close:.2%} of {name} differ"
 
     return {"peers": {"torch": eager, "torch.compile": step(torch.compile(forward))}, "agree": agree}
