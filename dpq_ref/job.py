@@ -127,6 +127,7 @@ def fit(
     FloatingPointError
         If the loss or a gradient is NaN or infinite; it names step and parameter.
     """
+    environment()  # kept from here on: at the end the working tree may be another
     folder = Path(folder)
     _claim(folder, config if patience is None else config | {"patience": patience})
     if on_start:
