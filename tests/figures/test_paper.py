@@ -267,6 +267,15 @@ def test_presets_are_told_by_what_a_training_writes(tmp_path, monkeypatch):
         assert paper_results.preset_of(made) == name
 
 
+def test_a_translator_is_judged_by_bleu(tmp_path):
+    result = made_up("iwslt15-en-vi-full-narrow", value=17.0) | {"test_perplexity": 20.0}
+    (tmp_path / "iwslt15-en-vi-full-narrow-seed0.json").write_text(json.dumps(result))
+    paper.make(tmp_path, tmp_path / "out")
+    (row,) = read_csv(tmp_path / "out/table-further.csv")
+    assert (row["metric"], row["ours"], row["released"]) == ("test_bleu", "17.0", "18.0")
+    assert (row["data"], row["model"]) == ("IWSLT15 En-Vi", "LSTM with attention, 128 wide")
+
+
 def test_add(tmp_path):
     result = made_up("ptb-small-sx", seed=7)
     path = paper_results.add(trained(tmp_path / "a", result), tmp_path / "results")
