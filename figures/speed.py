@@ -63,11 +63,11 @@ class Work:
 def in_turn(calls: dict[str, Call], runs: int) -> dict[str, np.ndarray]:
     """Wall and processor seconds of each call, (2, runs), in turn so that a slow moment meets all."""
     seconds = {name: np.empty((2, runs)) for name in calls}
-    for i in range(-2, runs):  # the first two are to warm, and are written over
+    for i in range(-2, runs):  # the first two are to warm
         for name, call in calls.items():
             start = time.perf_counter(), time.process_time()
             call()
-            seconds[name][:, i] = time.perf_counter() - start[0], time.process_time() - start[1]
+            seconds[name][:, max(i, 0)] = time.perf_counter() - start[0], time.process_time() - start[1]
     return seconds
 
 

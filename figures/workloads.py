@@ -76,13 +76,13 @@ def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -
 
     def agree() -> None:
         output, grads = ours()
-        # Responses that differ by rounding alone may give another code: other values, with the same sum.
-        pairs = {"output": (output, eager().detach().numpy())}
-        for name in grads.keys() & {"keys", "values"}:
-            axis = {"keys": (), "values": 1}[name]
-            pairs[name] = grads[name].sum(axis=axis), table[name].grad.numpy().sum(axis=axis)
-        for name, (mine, theirs) in pairs.items():
-            close = np.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max()).mean()
-            assert close > 0.98, f"{1 - close:.2%} of {name} differ"
+        theirs = eager().detach().numpy()
+        close = np.isclose(output, theirs, rtol=1e-4, atol=1e-5).mean()
+        # Responses that differ by rounding alone may give another code, to a frequent word many times.
+        assert close > 0.998, f"{1 - close:.2%} of the output differ"
+        for name in grads.keys() & table.keys() - {"query"}:
+            theirs = table[name].grad.numpy()
+            error = np.linalg.norm(grads[name] - theirs) / np.linalg.norm(theirs)
+            assert error < 0.02, f"the gradient of {name} differs by {error:.2%} of its norm"
 
     return {"peers": {"torch": eager, "torch.compile": step(torch.compile(forward))}, "agree": agree}

@@ -17,18 +17,31 @@ from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
     canonical_code,
     check_range,
     distinct,
+    dot_responses,
+    dot_responses_backward,
+    euclidean_responses,
     scalar_like,
     xp,
 )
 from dpq_ref.kernels.tiles import sx_backward, sx_codes, sx_statistics, vq_codes, vq_statistics
 
+# Taken over: NumPy is as fast, or they are the parts of what `tiles` does without storing a response.
 __all__ = [
+    "batch_norm",
+    "batch_norm_apply",
+    "batch_norm_backward",
     "canonical_code",
     "check_range",
     "distinct",
+    "dot_responses",
+    "dot_responses_backward",
+    "euclidean_responses",
     "scalar_like",
     "sx_backward",
     "sx_codes",
@@ -36,10 +49,10 @@ __all__ = [
     "vq_codes",
     "vq_statistics",
     "xp",
-]  # NumPy is as fast, or they are in `tiles`; the rest is below
+]
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
-TILE = 256  # rows of a matrix product
+TILE = 256  # rows of a partial sum of potentials
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
@@ -80,207 +93,6 @@ def _scatter_add(ids, rows, out):
         for i in range(ids.size):
             for c in range(start, stop):
                 out[ids[i], c] += rows[i, c]
-
-
-# --- Responses ------------------------------------------------------------------------------------------
-
-
-def dot_responses(query: Array, keys: Array) -> Array:
-    """As `reference.dot_responses`."""
-    b, D, s = query.shape
-    loops.check_book("keys", keys, D, s)
-    responses = np.empty((b, D, keys.shape[1]), query.dtype)
-    _dot_responses(*loops.inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
-    return responses
-
-
-@loops.parallel
-def _dot_responses(query, keys, responses):
-    # keys (D or 1, s, K): the inner loops run along K, contiguous.
-    _, s, K = keys.shape
-    for i in prange(query.shape[0]):
-        for j in range(query.shape[1]):
-            g = min(j, len(keys) - 1)
-            for k in range(K):
-                responses[i, j, k] = 0
-            for c in range(s):
-                x = query[i, j, c]
-                for k in range(K):
-                    responses[i, j, k] += x * keys[g, c, k]
-
-
-def dot_responses_backward(d_responses: Array, query: Array, keys: Array) -> tuple[Array, Array]:
-    """As `reference.dot_responses_backward`; the partial sums of d_keys are added up in float64."""
-    b, D, s = query.shape
-    K = keys.shape[1]
-    loops.check_book("keys", keys, D, s)
-    loops.check_shape("d_responses", d_responses, b, D, K)
-    d_query = np.empty((b, D, s), query.dtype)
-    d_keys = np.zeros((D, K, s))
-    _dot_responses_backward(*loops.inputs(query.dtype, d_responses, query, keys), d_query, d_keys)
-    if len(keys) == 1:
-        d_keys = d_keys.sum(axis=0, keepdims=True)
-    return d_query, d_keys.astype(query.dtype)
-
-
-@loops.parallel
-def _dot_responses_backward(d_responses, query, keys, d_query, d_keys):
-    # A tile of rows of one group at a time, its two products by BLAS: too small for BLAS to use threads.
-    b, D, K = d_responses.shape
-    s = query.shape[2]
-    for j in prange(D):
-        book = keys[min(np.int64(j), len(keys) - 1)]
-        for start in range(0, b, TILE):
-            rows = min(TILE, b - start)
-            d_r = np.empty((rows, K), query.dtype)
-            q = np.empty((rows, s), query.dtype)
-            for r in range(rows):
-                for k in range(K):
-                    d_r[r, k] = d_responses[start + r, j, k]
-                for c in range(s):
-                    q[r, c] = query[start + r, j, c]
-            d_q = np.dot(d_r, book)
-            partial = np.dot(d_r.T, q)
-            for r in range(rows):
-                for c in range(s):
-                    d_query[start + r, j, c] = d_q[r, c]
-            for k in range(K):
-                for c in range(s):
-                    d_keys[j, k, c] += partial[k, c]
-
-
-def euclidean_responses(query: Array, keys: Array) -> Array:
-    """As `reference.euclidean_responses`."""
-    b, D, s = query.shape
-    loops.check_book("keys", keys, D, s)
-    responses = np.empty((b, D, keys.shape[1]), query.dtype)
-    _euclidean_responses(*loops.inputs(query.dtype, query, keys.swapaxes(1, 2)), responses)
-    return responses
-
-
-@loops.parallel
-def _euclidean_responses(query, keys, responses):
-    _, s, K = keys.shape
-    for i in prange(query.shape[0]):
-        for j in range(query.shape[1]):
-            g = min(j, len(keys) - 1)
-            for k in range(K):
-                responses[i, j, k] = 0
-            for c in range(s):
-                x = query[i, j, c]
-                for k in range(K):
-                    difference = x - keys[g, c, k]
-                    responses[i, j, k] -= difference * difference
-
-
-# --- Batch norm -----------------------------------------------------------------------------------------
-
-
-def batch_norm(responses: Array, counts: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """As `reference.batch_norm`."""
-    b, D, K = responses.shape
-    loops.check_shape("counts", counts, b)
-    mean = np.zeros(K, responses.dtype)
-    variance = np.ones_like(mean)
-    total = D * counts.sum(dtype=np.float64)
-    if total != 0:
-        (r,), (weights,) = loops.inputs(responses.dtype, responses), loops.inputs(np.float64, counts / total)
-        partial = np.empty((-(-b // ROWS), K))
-        _moments(r, weights, *loops.inputs(mean.dtype, mean), False, partial)
-        mean = partial.sum(axis=0).astype(mean.dtype)
-        _moments(r, weights, *loops.inputs(mean.dtype, mean), True, partial)
-        variance = partial.sum(axis=0).astype(mean.dtype)
-    return batch_norm_apply(responses, mean, variance, epsilon), mean, variance
-
-
-@loops.parallel
-def _moments(responses, weights, centre, squared, partial):
-    # partial[block, k] = sum of weights[i] (r[i,j,k] - centre[k]), or of its square, over a block of rows
-    b, D, K = responses.shape
-    for block in prange(len(partial)):
-        row = np.empty(K)
-        for k in range(K):
-            partial[block, k] = 0
-        for i in range(block * ROWS, min((block + 1) * ROWS, b)):
-            for k in range(K):
-                row[k] = 0
-            for j in range(D):
-                if squared:
-                    for k in range(K):
-                        x = np.float64(responses[i, j, k] - centre[k])
-                        row[k] += x * x
-                else:
-                    for k in range(K):
-                        row[k] += responses[i, j, k] - centre[k]
-            for k in range(K):
-                partial[block, k] += weights[i] * row[k]
-
-
-def batch_norm_backward(
-    d_normalized: Array, normalized: Array, variance: Array, counts: Array, epsilon: float
-) -> Array:
-    """As `reference.batch_norm_backward`."""
-    b, D, K = normalized.shape
-    loops.check_shape("d_normalized", d_normalized, b, D, K)
-    loops.check_shape("variance", variance, K)
-    loops.check_shape("counts", counts, b)
-    total = D * counts.sum(dtype=np.float64)
-    d, out, weights = loops.inputs(normalized.dtype, d_normalized, normalized, counts)
-    means = np.zeros((2, K))
-    if total != 0:
-        partial = np.empty((-(-b // ROWS), 2, K))
-        _sums_with(d, out, partial)
-        means = partial.sum(axis=0) / total
-    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
-    d_responses = np.empty_like(out)
-    _batch_norm_backward(d, out, weights, *loops.inputs(out.dtype, means, deviation), d_responses)
-    return d_responses
-
-
-@loops.parallel
-def _sums_with(d, out, partial):
-    # partial[block] = sums of d and of d * out over a block of rows
-    b, D, K = d.shape
-    for block in prange(len(partial)):
-        for k in range(K):
-            partial[block, 0, k] = 0
-            partial[block, 1, k] = 0
-        for i in range(block * ROWS, min((block + 1) * ROWS, b)):
-            for j in range(D):
-                for k in range(K):
-                    x = np.float64(d[i, j, k])
-                    partial[block, 0, k] += x
-                    partial[block, 1, k] += x * out[i, j, k]
-
-
-@loops.parallel
-def _batch_norm_backward(d, out, counts, means, deviation, d_responses):
-    b, D, K = d.shape
-    for i in prange(b):
-        for j in range(D):
-            for k in range(K):
-                through = counts[i] * (means[0, k] + out[i, j, k] * means[1, k])
-                d_responses[i, j, k] = (d[i, j, k] - through) / deviation[k]
-
-
-def batch_norm_apply(responses: Array, mean: Array, variance: Array, epsilon: float) -> Array:
-    """As `reference.batch_norm_apply`."""
-    b, D, K = responses.shape
-    loops.check_shape("mean", mean, K)
-    loops.check_shape("variance", variance, K)
-    deviation = np.sqrt(variance + scalar_like(variance, epsilon))
-    normalized = np.empty((b, D, K), responses.dtype)
-    _batch_norm_apply(*loops.inputs(responses.dtype, responses, mean, deviation), normalized)
-    return normalized
-
-
-@loops.parallel
-def _batch_norm_apply(responses, mean, deviation, normalized):
-    b, D, K = responses.shape
-    for i in prange(b):
-        for j in range(D):
-            for k in range(K):
-                normalized[i, j, k] = (responses[i, j, k] - mean[k]) / deviation[k]
 
 
 # --- From responses to codes and back -------------------------------------------------------------------

@@ -132,9 +132,8 @@ def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) 
     """As `reference.vq_codes`."""
     b, D, s = query.shape
     loops.check_book("keys", keys, D, s)
+    _check_statistics(statistics, keys.shape[1])
     mean, variance = statistics
-    loops.check_shape("mean", mean, keys.shape[1])
-    loops.check_shape("variance", variance, keys.shape[1])
     codes = np.empty((b, D), np.int32)
     scale = 1 / np.sqrt(variance + scalar_like(variance, epsilon))
     _codes(*loops.inputs(query.dtype, query, keys, mean, scale, _noise(None, query, keys)), codes)
@@ -235,6 +234,7 @@ def sx_backward(
     b, D, s = query.shape
     loops.check_book("keys", keys, D, s)
     loops.check_book("values", values, D, d_picked.shape[2])
+    loops.check_shape("values", values, len(values), keys.shape[1], values.shape[2])
     loops.check_shape("d_picked", d_picked, b, D, d_picked.shape[2])
     loops.check_shape("counts", counts, b)
     book = _fold(keys, statistics, epsilon)
@@ -320,10 +320,16 @@ def _fold(keys: Array, statistics: Statistics | None, epsilon: float) -> Array:
     """Keys that answer with the normalised response to a query and a 1, (D or 1, K, s + 1)."""
     if statistics is None:
         return np.concatenate([keys, np.zeros_like(keys[:, :, :1])], axis=2)
+    _check_statistics(statistics, keys.shape[1])
     mean, variance = (x.astype(np.float64) for x in statistics)
     scale = 1 / np.sqrt(variance + epsilon)
     constant = np.broadcast_to(-mean * scale, keys.shape[:2])
     return np.concatenate([keys * scale[:, None], constant[:, :, None]], axis=2).astype(keys.dtype)
+
+
+def _check_statistics(statistics: Statistics, n_codes: int) -> None:
+    for name, array in zip(("mean", "variance"), statistics, strict=True):
+        loops.check_shape(name, array, n_codes)
 
 
 def _noise(noise: Array | None, query: Array, keys: Array) -> Array:

@@ -123,7 +123,10 @@ class SoftmaxOutput:
             )
             d_x[block] = d_logits @ weight
             d_weight = d_logits.T @ x[block]
-            self.d_weight = self.d_weight + d_weight if block.start else d_weight
+            if block.start:
+                self.d_weight += d_weight
+            else:  # nothing to add to, in most uses the only block
+                self.d_weight = d_weight
             d_bias += d_logits.sum(axis=0)
         self.grads = {"bias": d_bias, **({"weight": self.d_weight} if own else {})}
         return losses, d_x

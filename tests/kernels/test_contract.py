@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numba
@@ -464,23 +465,41 @@ def test_shapes_are_checked(module):
     d = Draw(np.float32, 6)
     r, q, book, counts = d.responses(), d.query(), d.book(), d.counts()
     codes, ids, mask = d.codes(), d.below(N, 6), d.real(6, 4) > 0
-    k = r[0, 0]
+    k = np.abs(r[0, 0])
     calls: list[Callable[[], Any]] = [
         lambda: module.gather(r[:, 0], codes[:, :2] % 6),
         lambda: module.scatter_add(ids[:5], r[:, 0], N),
-        lambda: module.dot_responses(q, book[:2]),
-        lambda: module.dot_responses(q, book[:, :, :2]),
-        lambda: module.euclidean_responses(q, book[:, :0]),
         lambda: module.nearest_code(q, book[:2]),
         lambda: module.potentials(q, book[:2], q[:, :, 0], counts),
         lambda: module.potentials(q, book, q[:, :2, 0], counts),
         lambda: module.potentials(q, book, q[:, :, 0], counts[:5]),
-        lambda: module.dot_responses_backward(r[:5], q, book),
-        lambda: module.batch_norm(r, counts[:5], 1e-3),
-        lambda: module.batch_norm_apply(r, k[:2], k, 1e-3),
-        lambda: module.batch_norm_apply(r, k, k[:2], 1e-3),
-        lambda: module.batch_norm_backward(r[:5], r, k, counts, 1e-3),
-        lambda: module.batch_norm_backward(r, r, k, counts[:5], 1e-3),
+        *(
+            partial(statistics_of, q, *arguments)
+            for statistics_of in (module.sx_statistics, module.vq_statistics)
+            for arguments in ((book[:2], counts), (book[:, :, :2], counts), (book[:, :0], counts))
+        ),
+        lambda: module.sx_statistics(q, book, counts[:5]),
+        lambda: module.vq_statistics(q, book, counts[:5]),
+        *(
+            partial(codes_of, q, *arguments, 1e-3)
+            for codes_of in (module.sx_codes, module.vq_codes)
+            for arguments in (
+                (book[:2], (k, k)),
+                (book[:, :, :2], (k, k)),
+                (book[:, :0], (k[:0], k[:0])),
+                (book, (k[:1], k)),
+                (book, (k, k[:1])),
+            )
+        ),
+        lambda: module.sx_codes(q, book, (k, k), 1e-3, r[:5]),
+        lambda: module.sx_backward(q[:5], q, book, book, counts, (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q[:, :2], q, book, book, counts, (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book[:2], book, counts, (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book, book[:, :, :2], counts, (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book, book[:, :2], counts, (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book, book, counts[:5], (k, k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book, book, counts, (k[:1], k), 1e-3, 1.0),
+        lambda: module.sx_backward(q, q, book, book, counts, (k, k), 1e-3, 1.0, r[:5]),
         lambda: module.softmax_backward(r[:5], r, 1.0),
         lambda: module.decode(codes, book[:2]),
         lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
