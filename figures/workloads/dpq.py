@@ -1,4 +1,4 @@
-"""What is measured by `figures.speed`: each function makes a `Work` of some size, ours and that of peers."""
+"""A DPQ layer's forward and backward, beside the released formulation in torch."""
 
 from typing import Any
 
