@@ -51,7 +51,7 @@ class Tape:
     statistics : mean (K,) and variance (K,) of the batch, or None without batch norm or kept tokens
     temperature : float (SX)
     noise : (b, D, K) or None (SX)
-    residual : (b, D, s), picked keys less queries (VQ)
+    pull : (D, K, s), sum of picked keys less queries by code, each counted (VQ)
     loss : float, the codebook loss with its weights (VQ)
     codebook_weight, commitment_weight : float (VQ)
     """
@@ -65,7 +65,7 @@ class Tape:
     statistics: Statistics | None = None
     temperature: float = 1.0
     noise: Array | None = None
-    residual: Any = None
+    pull: Any = None
     loss: float = 0.0
     codebook_weight: float = 1.0
     commitment_weight: float = 0.0
@@ -224,8 +224,7 @@ def vq_forward(
     """
     statistics = kernels.vq_statistics(query, keys, counts) if batch_norm and counts.any() else None
     codes = codes_of(kernels, "vq", query, keys, statistics)
-    residual = kernels.decode(codes, keys) - query
-    total = float((counts[:, None, None] * residual * residual).sum(dtype=np.float64))
+    total, pull = kernels.codebook_errors(query, keys, codes, counts)
     tape = Tape(
         codes,
         query,
@@ -234,8 +233,8 @@ def vq_forward(
         counts,
         additive,
         statistics=statistics,
-        residual=residual,
-        loss=(codebook_weight + commitment_weight) * total / entries(query, counts),
+        pull=pull,
+        loss=(codebook_weight + commitment_weight) * float(total) / entries(query, counts),
         codebook_weight=codebook_weight,
         commitment_weight=commitment_weight,
     )
@@ -257,13 +256,12 @@ def vq_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array
     d_keys : (D or 1, K, s)
     """
     real = tape.query.dtype.type
-    # Gradient of the mean squared residual.
-    pull = tape.counts[:, None, None] * tape.residual * real(2 / entries(tape.query, tape.counts))
+    of_mean = 2 / entries(tape.query, tape.counts)  # from half the gradient of a sum
     d_query = compose_backward(d_output, tape.codes.shape[1], tape.additive)
     if tape.commitment_weight:
-        d_query = d_query - real(tape.commitment_weight) * pull
-    sums = kernels.sum_by_code(tape.codes, pull, tape.keys.shape[1])
-    return d_query, real(tape.codebook_weight) * tie(sums, tape.keys)
+        residual = kernels.decode(tape.codes, tape.keys) - tape.query
+        d_query = d_query - real(tape.commitment_weight * of_mean) * tape.counts[:, None, None] * residual
+    return d_query, real(tape.codebook_weight * of_mean) * tie(tape.pull, tape.keys)
 
 
 def entries(query: Array, counts: Array) -> float:

@@ -53,7 +53,7 @@ __all__ = [
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a partial sum of potentials
-COLUMNS = 64  # columns that a thread owns in `scatter_add`
+PARTS = 16  # of the rows of `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
 # --- Rows of a table ------------------------------------------------------------------------------------
@@ -76,23 +76,35 @@ def _gather(table, ids, out):
 
 
 def scatter_add(ids: Integers, rows: Array, n_rows: int) -> Array:
-    """As `reference.scatter_add`; every thread owns columns, so repeated ids need no lock and no sort."""
+    """As `reference.scatter_add`; every thread owns ids, whose sums stay in the cache."""
     check_range("ids", ids, n_rows)
     loops.check_shape("ids", ids, len(rows))
+    (ids,) = loops.inputs(np.int64, ids)
+    stops = np.cumsum(np.bincount(ids, minlength=n_rows))
+    order = np.empty_like(ids)
+    _by_id(ids, stops.copy(), order)
     out = np.zeros((n_rows, rows.shape[1]), rows.dtype)
-    _scatter_add(*loops.inputs(np.int64, ids), *loops.inputs(rows.dtype, rows), out)
+    _scatter_add(*loops.inputs(np.int64, order, stops), *loops.inputs(rows.dtype, rows), out)
     return out
 
 
+@loops.serial
+def _by_id(ids, stops, order):
+    for i in range(ids.size - 1, -1, -1):
+        stops[ids[i]] -= 1
+        order[stops[ids[i]]] = i
+
+
 @loops.parallel
-def _scatter_add(ids, rows, out):
-    w = rows.shape[1]
-    for block in prange((w + COLUMNS - 1) // COLUMNS):
-        start = block * COLUMNS
-        stop = min(start + COLUMNS, w)
-        for i in range(ids.size):
-            for c in range(start, stop):
-                out[ids[i], c] += rows[i, c]
+def _scatter_add(order, stops, rows, out):
+    b, n = order.size, len(stops)
+    for part in prange(PARTS):  # of about as many rows each, but an id is whole
+        r = np.searchsorted(stops, b * part // PARTS, side="right")
+        end = np.searchsorted(stops, b * (part + 1) // PARTS, side="right")
+        for r in range(r, end):
+            for i in order[stops[r - 1] if r else 0 : stops[r]]:
+                for c in range(rows.shape[1]):
+                    out[r, c] += rows[i, c]
 
 
 # --- From responses to codes and back -------------------------------------------------------------------
@@ -301,6 +313,33 @@ def _sum_by_code(codes, rows, out):
             for j in range(start, stop):
                 for c in range(s):
                     out[j, codes[i, j], c] += rows[i, j, c]
+
+
+def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[Array, Array]:
+    """As `reference.codebook_errors`."""
+    b, D, s = query.shape
+    loops.check_book("keys", keys, D, s)
+    loops.check_shape("codes", codes, b, D)
+    loops.check_shape("counts", counts, b)
+    check_range("codes", codes, keys.shape[1])
+    total, pull = np.zeros(D), np.zeros((D, *keys.shape[1:]))
+    (c,), arrays = loops.inputs(np.int32, codes), loops.inputs(query.dtype, query, keys, counts)
+    _codebook_errors(c, *arrays, total, pull)
+    return total.sum(), pull.astype(query.dtype)
+
+
+@loops.parallel
+def _codebook_errors(codes, query, keys, counts, total, pull):
+    b, D, s = query.shape
+    for block in prange((D + GROUPS - 1) // GROUPS):
+        for i in range(b):
+            for j in range(block * GROUPS, min((block + 1) * GROUPS, D)):
+                key, q, sums = keys[min(j, len(keys) - 1), codes[i, j]], query[i, j], pull[j, codes[i, j]]
+                for c in range(s):
+                    residual = key[c] - q[c]
+                    weighted = counts[i] * residual
+                    total[j] += weighted * residual
+                    sums[c] += weighted
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:

@@ -436,6 +436,27 @@ def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
     return out.astype(rows.dtype)
 
 
+def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[Array, Array]:
+    """Squared distances of the queries from the keys that they picked, and half the gradient of their sum.
+
+    Parameters
+    ----------
+    query : (b, D, s)
+    keys : (D or 1, K, s)
+    codes : (b, D) integers in [0, K)
+    counts : (b,)
+
+    Returns
+    -------
+    total : float64, sum of counts[i] |keys[j,k] - query[i,j]|^2 with k = codes[i,j]
+    pull : (D, K, s): pull[j,k] = sum of counts[i] (keys[j,k] - query[i,j]) with codes[i,j] = k
+    """
+    residual = decode(codes, keys) - query
+    weighted = counts[:, None, None] * residual
+    total = (weighted * residual).sum(dtype=np.float64)
+    return total, sum_by_code(codes, weighted, keys.shape[1])
+
+
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
     """Weight of each code: out[j,k] = sum of counts[i] with codes[i,j] = k, (b, D), (b,) -> (D, K)."""
     check_range("codes", codes, n_codes)

@@ -48,7 +48,11 @@ def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
 
 
 def _statistics(query: Array, keys: Array, counts: Array, *, euclidean: bool) -> Statistics:
-    """Mean and variance of responses, by their moments about those of the first row: so no digits go."""
+    """Mean and variance of responses, by their moments about those of the first row: so no digits go.
+
+    With u = q - q0 the difference from the first row's response is <u, k>, and of distances
+    <u, 2 (k - q0)> - <u, u>.
+    """
     b, D, s = query.shape
     K = keys.shape[1]
     loops.check_book("keys", keys, D, s)
@@ -56,10 +60,13 @@ def _statistics(query: Array, keys: Array, counts: Array, *, euclidean: bool) ->
     total = counts.sum(dtype=np.float64)
     if total == 0:
         return np.zeros(K, query.dtype), np.ones(K, query.dtype)
-    respond = euclidean_responses if euclidean else dot_responses
-    shift = respond(query[:1].astype(np.float64), keys.astype(np.float64))[0]
+    first_row, double = query[:1].astype(np.float64), keys.astype(np.float64)
+    if euclidean:
+        shift, book = euclidean_responses(first_row, double)[0], 2 * (double - first_row.swapaxes(0, 1))
+    else:
+        shift, book = dot_responses(first_row, double)[0], double
     sums = np.zeros((_chunks(b), 2, D, K))
-    _moments(*loops.inputs(query.dtype, query, keys, shift, counts), euclidean, sums)
+    _moments(*loops.inputs(query.dtype, query, book, counts), euclidean, sums)
     first, second = sums.sum(axis=0) / total
     mean = (shift + first).mean(axis=0)
     around = shift - mean
@@ -68,13 +75,13 @@ def _statistics(query: Array, keys: Array, counts: Array, *, euclidean: bool) ->
 
 
 @loops.parallel
-def _moments(query, keys, shift, counts, euclidean, sums):
-    """sums[chunk, :, j, k] = sum of counts[i] y and of counts[i] y^2, with y = response - shift[j, k]."""
+def _moments(query, book, counts, euclidean, sums):
+    """sums[chunk, :, j, k] = sum of counts[i] y and of counts[i] y^2, y = <u, book[j, k]> (- <u, u>)."""
     b, D, s = query.shape
-    K = keys.shape[1]
     for chunk in prange(len(sums)):
-        q = np.empty((s, WIDTH), query.dtype)
-        y = np.empty((K, WIDTH), query.dtype)
+        u = np.empty((s, WIDTH), query.dtype)
+        norm = np.empty(WIDTH, query.dtype)
+        y = np.empty((book.shape[1], WIDTH), query.dtype)
         weights = np.zeros(WIDTH, query.dtype)
         for block in range(*_blocks(b, chunk, len(sums))):
             start = block * WIDTH
@@ -82,18 +89,19 @@ def _moments(query, keys, shift, counts, euclidean, sums):
             weights[:n] = counts[start : start + n]
             weights[n:] = 0
             for j in range(D):
-                g = min(j, len(keys) - 1)
-                _load(query, start, n, j, q)
+                _load(query, start, n, j, u)
+                norm[:] = 0
+                for c in range(s):
+                    centre, row = query[0, j, c], u[c]
+                    for i in range(WIDTH):
+                        row[i] -= centre
+                        norm[i] += row[i] * row[i]
+                np.dot(book[min(j, len(book) - 1)], u, y)
                 if euclidean:
-                    for k in range(K):
-                        _distance(keys, g, k, q, y[k])
+                    for k in range(len(y)):
+                        row = y[k]
                         for i in range(WIDTH):
-                            y[k, i] = -y[k, i] - shift[j, k]
-                else:  # <q, K> - <q0, K> = <q - q0, K>
-                    for c in range(s):
-                        for i in range(WIDTH):
-                            q[c, i] -= query[0, j, c]
-                    np.dot(keys[g], q, y)
+                            row[i] -= norm[i]
                 _add_moments(y, weights, sums[chunk, :, j])
 
 
@@ -144,11 +152,12 @@ def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) 
 def _codes(query, book, mean, scale, noise, codes):
     """By dot products with a folded book or, where there are means, by distances to the keys."""
     b, D, s = query.shape
+    K = book.shape[1]
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
         q = np.empty((s, WIDTH), query.dtype)
-        row = np.empty(WIDTH, query.dtype)
+        rows = np.empty((2, WIDTH), query.dtype)
         best = np.empty(WIDTH, query.dtype)
         code = np.empty(WIDTH, np.int32)
         for j in range(D):
@@ -156,17 +165,20 @@ def _codes(query, book, mean, scale, noise, codes):
             _load(query, start, n, j, q)
             best[:] = -np.inf
             code[:] = 0
-            for k in range(book.shape[1]):
+            for pair in range(0, K, 2):
                 if len(mean):
-                    _distance(book, g, k, q, row)
-                    for i in range(WIDTH):
-                        row[i] = (-row[i] - mean[k]) * scale[k]
+                    _distances(book, g, pair, q, rows)
                 else:
-                    _response(book, g, k, q, row)
-                if len(noise):
-                    for i in range(n):
-                        row[i] += noise[start + i, j, k]
-                _keep_larger(row, k, best, code)
+                    _responses(book, g, pair, q, rows)
+                for k in range(pair, min(pair + 2, K)):
+                    row = rows[k - pair]
+                    if len(mean):
+                        for i in range(WIDTH):
+                            row[i] = (-row[i] - mean[k]) * scale[k]
+                    if len(noise):
+                        for i in range(n):
+                            row[i] += noise[start + i, j, k]
+                    _keep_larger(row, k, best, code)
             for i in range(n):
                 codes[start + i, j] = code[i]
 
@@ -182,41 +194,75 @@ def _keep_larger(row, k, best, code):
 @_fused
 def _load(x, start, n, j, tile):
     """Group j of n rows, transposed; the rest of the tile is 0, so that no loop has another length."""
-    for i in range(n):
-        for c in range(x.shape[2]):
-            tile[c, i] = x[start + i, j, c]
-    for c in range(x.shape[2]):
+    rows = x[start : start + n, j]
+    for c in range(rows.shape[1]):
+        for i in range(n):
+            tile[c, i] = rows[i, c]
         for i in range(n, WIDTH):
             tile[c, i] = 0
 
 
+# The loops below take two codes and four coordinates at a time: half the loads. Where K is odd, the last code
+# is taken twice. BLAS might round a row by its place in the tile, and codes must not depend on the batch.
+
+
 @_fused
-def _response(book, g, k, q, row):
-    """row[i] = <book[g, k], (q[:, i], 1)>, the constant first, then four coordinates at a time."""
+def _responses(book, g, k, q, rows):
+    """rows[r, i] = <book[g, k + r], (q[:, i], 1)> for two codes, the constant first."""
     s = len(q)
+    one, two = book[g, k], book[g, min(k + 1, book.shape[1] - 1)]
+    first, second = rows[0], rows[1]
     for i in range(WIDTH):
-        row[i] = book[g, k, s]
+        first[i] = one[s]
+        second[i] = two[s]
     c = 0
     while c + 4 <= s:
-        a0, a1, a2, a3 = book[g, k, c], book[g, k, c + 1], book[g, k, c + 2], book[g, k, c + 3]
+        a0, a1, a2, a3 = one[c], one[c + 1], one[c + 2], one[c + 3]
+        b0, b1, b2, b3 = two[c], two[c + 1], two[c + 2], two[c + 3]
+        q0, q1, q2, q3 = q[c], q[c + 1], q[c + 2], q[c + 3]
         for i in range(WIDTH):
-            row[i] = row[i] + a0 * q[c, i] + a1 * q[c + 1, i] + a2 * q[c + 2, i] + a3 * q[c + 3, i]
+            first[i] = first[i] + a0 * q0[i] + a1 * q1[i] + a2 * q2[i] + a3 * q3[i]
+            second[i] = second[i] + b0 * q0[i] + b1 * q1[i] + b2 * q2[i] + b3 * q3[i]
         c += 4
     while c < s:
-        a0 = book[g, k, c]
+        q0 = q[c]
         for i in range(WIDTH):
-            row[i] = row[i] + a0 * q[c, i]
+            first[i] = first[i] + one[c] * q0[i]
+            second[i] = second[i] + two[c] * q0[i]
         c += 1
 
 
 @_fused
-def _distance(keys, g, k, q, row):
-    """row[i] = |keys[g, k] - q[:, i]|^2, by direct differences."""
-    row[:] = 0
-    for c in range(len(q)):
-        a = keys[g, k, c]
+def _distances(keys, g, k, q, rows):
+    """rows[r, i] = |keys[g, k + r] - q[:, i]|^2 for two codes, by direct differences."""
+    s = len(q)
+    one, two = keys[g, k], keys[g, min(k + 1, keys.shape[1] - 1)]
+    first, second = rows[0], rows[1]
+    for i in range(WIDTH):
+        first[i] = 0
+        second[i] = 0
+    c = 0
+    while c + 4 <= s:
+        a0, a1, a2, a3 = one[c], one[c + 1], one[c + 2], one[c + 3]
+        b0, b1, b2, b3 = two[c], two[c + 1], two[c + 2], two[c + 3]
+        q0, q1, q2, q3 = q[c], q[c + 1], q[c + 2], q[c + 3]
         for i in range(WIDTH):
-            row[i] += (q[c, i] - a) * (q[c, i] - a)
+            x = _square(q0[i] - a0) + _square(q1[i] - a1)
+            y = _square(q0[i] - b0) + _square(q1[i] - b1)
+            first[i] = first[i] + x + _square(q2[i] - a2) + _square(q3[i] - a3)
+            second[i] = second[i] + y + _square(q2[i] - b2) + _square(q3[i] - b3)
+        c += 4
+    while c < s:
+        q0 = q[c]
+        for i in range(WIDTH):
+            first[i] = first[i] + _square(q0[i] - one[c])
+            second[i] = second[i] + _square(q0[i] - two[c])
+        c += 1
+
+
+@_fused
+def _square(x):
+    return x * x
 
 
 def sx_backward(
@@ -230,7 +276,7 @@ def sx_backward(
     temperature: float,
     noise: Array | None = None,
 ) -> tuple[Array, Array]:
-    """As `reference.sx_backward`; all four matrix products of a tile are BLAS's."""
+    """As `reference.sx_backward`; all matrix products of a tile are BLAS's."""
     b, D, s = query.shape
     loops.check_book("keys", keys, D, s)
     loops.check_book("values", values, D, d_picked.shape[2])
@@ -239,57 +285,77 @@ def sx_backward(
     loops.check_shape("counts", counts, b)
     book = _fold(keys, statistics, epsilon)
     d_query = np.empty((b, D, s), query.dtype)
-    sums = np.zeros((_chunks(b), len(book), 2 * book.shape[1] + 1, s + 1))
+    d_book = np.zeros((_chunks(b), *book.shape))
+    moments = np.zeros((_chunks(b), len(book), s + 1, s + 1))
     arrays = (d_picked, query, book, book.swapaxes(1, 2), values, counts, _noise(noise, query, keys))
     rate = scalar_like(query, 1 / float(scalar_like(query, temperature)))
-    _sx_backward(*loops.inputs(query.dtype, *arrays), rate, statistics is not None, d_query, sums)
-    d_book, weighted = np.split(sums.sum(axis=0), [book.shape[1]], axis=1)
+    normalised = statistics is not None
+    _sx_backward(*loops.inputs(query.dtype, *arrays), rate, normalised, d_query, d_book, moments)
+    d_book, moments = d_book.sum(axis=0), moments.sum(axis=0)
     if statistics is None:
         return d_query, d_book[:, :, :s].astype(query.dtype)
-    return _through_statistics(d_query, d_book, weighted, query, book, counts, statistics[1], epsilon)
+    return _through_statistics(d_query, d_book, moments, query, book, counts, statistics[1], epsilon)
 
 
 @loops.parallel
-def _sx_backward(d_picked, query, book, turned, values, counts, noise, rate, normalised, d_query, sums):
-    """Sum over rows i: d[i,j,k] (q[i,j], 1), then counts[i] (x[i,j,k], 1) (q[i,j], 1)."""
+def _sx_backward(
+    d_picked, query, book, turned, values, counts, noise, rate, normalised, d_query, d_book, moments
+):
+    """Sums over rows i: d[i,j,k] (q[i,j], 1), and the moments counts[i] (q[i,j], 1) (q[i,j], 1)."""
     b, D, s = query.shape
     K = book.shape[1]
-    for chunk in prange(len(sums)):
+    for chunk in prange(len(d_book)):
         q = np.ones((s + 1, WIDTH), query.dtype)
         g = np.empty((d_picked.shape[2], WIDTH), query.dtype)
         d_q = np.empty((s + 1, WIDTH), query.dtype)
         x = np.empty((K, WIDTH), query.dtype)
-        d = np.zeros((2 * K + 1 if normalised else K, WIDTH), query.dtype)
-        partial = np.empty((len(d), s + 1), query.dtype)
-        for block in range(*_blocks(b, chunk, len(sums))):
+        d = np.empty((K, WIDTH), query.dtype)
+        weights = np.zeros(WIDTH, query.dtype)
+        weighted = np.empty((s + 1, WIDTH), query.dtype)
+        partial = np.empty((K, s + 1), query.dtype)
+        squares = np.empty((s + 1, s + 1), query.dtype)
+        for block in range(*_blocks(b, chunk, len(d_book))):
             start = block * WIDTH
             n = min(WIDTH, b - start)
+            weights[:n] = counts[start : start + n]
+            weights[n:] = 0
             for j in range(D):
                 shared = min(j, len(book) - 1)
                 _load(query, start, n, j, q)
                 _load(d_picked, start, n, j, g)  # 0 beyond n, and so is all that follows from it
                 np.dot(book[shared], q, x)
-                if normalised:
-                    for i in range(n):
-                        d[2 * K, i] = counts[start + i]
-                    d[2 * K, n:] = 0
-                    for k in range(K):
-                        for i in range(WIDTH):
-                            d[K + k, i] = d[2 * K, i] * x[k, i]
                 if len(noise):
                     for i in range(n):
                         for k in range(K):
                             x[k, i] += noise[start + i, j, k]
-                np.dot(values[min(j, len(values) - 1)], g, d[:K])
+                np.dot(values[min(j, len(values) - 1)], g, d)
                 _soften(x, d, rate)
-                np.dot(turned[shared], d[:K], d_q)
-                for i in range(n):
-                    for c in range(s):
-                        d_query[start + i, j, c] = d_q[c, i]
+                np.dot(turned[shared], d, d_q)
+                _store(d_q[:s], d_query, start, n, j)
                 np.dot(d, q.T, partial)
-                for k in range(len(d)):
+                _add_to(d_book[chunk, shared], partial)
+                if normalised:
                     for c in range(s + 1):
-                        sums[chunk, shared, k, c] += partial[k, c]
+                        for i in range(WIDTH):
+                            weighted[c, i] = weights[i] * q[c, i]
+                    np.dot(weighted, q.T, squares)
+                    _add_to(moments[chunk, shared], squares)
+
+
+@_fused
+def _store(tile, x, start, n, j):
+    """Transposed back, the first n columns of a tile to group j."""
+    rows = x[start : start + n, j]
+    for i in range(n):
+        for c in range(rows.shape[1]):
+            rows[i, c] = tile[c, i]
+
+
+@_fused
+def _add_to(total, partial):
+    for k in range(len(partial)):
+        for c in range(partial.shape[1]):
+            total[k, c] += partial[k, c]
 
 
 @_fused
@@ -343,7 +409,7 @@ def _noise(noise: Array | None, query: Array, keys: Array) -> Array:
 def _through_statistics(
     d_query: Array,
     d_book: Array,
-    weighted: Array,
+    moments: Array,
     query: Array,
     book: Array,
     counts: Array,
@@ -353,21 +419,21 @@ def _through_statistics(
     """Take the part out that goes through mean and variance, as `reference.batch_norm_backward`.
 
     Of the gradient of a response goes counts[i] (m1[k] + m2[k] x[i,j,k]), with m1 and m2 the means of the
-    gradient and of the gradient times the normalised response x = <book[j,k], (q[i,j], 1)>.
+    gradient and of the gradient times the normalised response x = <book[j,k], (q[i,j], 1)>. That is linear in
+    the query: counts[i] <pull[j,k], (q[i,j], 1)>.
     """
-    (_, D, s), K = query.shape, book.shape[1]
+    _, D, s = query.shape
     scale = 1 / np.sqrt(variance.astype(np.float64) + epsilon)
     total = D * counts.sum(dtype=np.float64)
-    d_keys = d_book[:, :, :s]
     if total:
         m1 = d_book[:, :, s].sum(axis=0) / total
         m2 = (d_book * book).sum(axis=(0, 2)) / total
-        d_keys = d_keys - m1[:, None] * weighted[:, K:, :s] - m2[:, None] * weighted[:, :K, :s]
         pull = book * m2[:, None]
         pull[:, :, s] += m1
-        through = np.matmul(book[:, :, :s].swapaxes(1, 2), pull)  # (D or 1, s, s + 1), in the queries
+        d_book = d_book - pull @ moments
+        through = book[:, :, :s].swapaxes(1, 2) @ pull  # (D or 1, s, s + 1)
         _subtract(*loops.inputs(query.dtype, query, through, counts), d_query)
-    return d_query, (d_keys * scale[:, None]).astype(query.dtype)
+    return d_query, (d_book[:, :, :s] * scale[:, None]).astype(query.dtype)
 
 
 @loops.parallel
@@ -382,6 +448,7 @@ def _subtract(query, through, counts, d_query):
         for j in range(D):
             _load(query, start, n, j, q)
             np.dot(through[min(j, len(through) - 1)], q, d_q)
+            rows, weights = d_query[start : start + n, j], counts[start : start + n]
             for i in range(n):
                 for c in range(s):
-                    d_query[start + i, j, c] -= counts[start + i] * d_q[c, i]
+                    rows[i, c] -= weights[i] * d_q[c, i]

@@ -153,6 +153,9 @@ CONTRACT = {
     # sums over ids
     "scatter_add": Row(BITWISE, lambda d: (d.below(N, d.b), d.real(d.b, 150), N), nan=(1,)),
     "sum_by_code": Row(BITWISE, lambda d: (d.codes(), d.query(), K), nan=(1,)),
+    "codebook_errors": Row(
+        CLOSE, lambda d: (d.query(), d.book(), d.codes(), d.counts()), nan=(0, 1), chain=2
+    ),
     "potentials": Row(CLOSE, lambda d: (d.query(), d.book(), d.positive(d.b, d.D), d.counts())),
     "count_codes": Row(BITWISE, lambda d: (d.codes(), d.counts(), K), nan=(1,)),
 }
@@ -449,6 +452,7 @@ def test_indices_out_of_range(module, bad):
         lambda: module.scatter_add(ids, x[:3], 4),
         lambda: module.decode(codes, x[None]),
         lambda: module.sum_by_code(codes, x[:3, None], 4),
+        lambda: module.codebook_errors(x[:3, None], x[None], codes, np.ones(3)),
         lambda: module.count_codes(codes, np.ones(3), 4),
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
@@ -469,6 +473,9 @@ def test_shapes_are_checked(module):
     calls: list[Callable[[], Any]] = [
         lambda: module.gather(r[:, 0], codes[:, :2] % 6),
         lambda: module.scatter_add(ids[:5], r[:, 0], N),
+        lambda: module.codebook_errors(q, book[:2], codes, counts),
+        lambda: module.codebook_errors(q, book, codes[:, :2], counts),
+        lambda: module.codebook_errors(q, book, codes, counts[:5]),
         lambda: module.nearest_code(q, book[:2]),
         lambda: module.potentials(q, book[:2], q[:, :, 0], counts),
         lambda: module.potentials(q, book, q[:, :2, 0], counts),
