@@ -6,16 +6,17 @@ PROFILE ?= default
 
 VENV   := .venv
 ORACLE := .venv-oracle
+BENCH  := .venv-bench
 RUN    := $(VENV)/bin/python -m
 
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 
 figures: $(VENV)/installed  ## run the main comparison and draw it; PROFILE=quick for a short run
 	$(VENV)/bin/dpq-ref compare --profile $(PROFILE) --output figures/results/main
@@ -41,8 +42,15 @@ oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an envi
 oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios
 	$(ORACLE)/bin/python -m pytest -s -m 'oracle and slow'
 
+bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and draw it
+	$(BENCH)/bin/python -m figures.speed
+	$(BENCH)/bin/python -m figures.plot_speed
+
+bench-kernels: $(VENV)/installed  ## has a kernel become slower against its reference? (seconds)
+	$(RUN) figures.speed --grid figures/grids/kernels.toml --against figures/results/kernels/speed.csv
+
 clean:  ## remove the environments, builds and caches; results stay
-	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(ORACLE) $(BENCH) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -50,6 +58,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(ORACLE)/installed: pyproject.toml constraints.txt
 	$(call install,$(ORACLE),test$(comma)oracle)
+
+$(BENCH)/installed: pyproject.toml constraints.txt
+	$(call install,$(BENCH),bench)
 
 # $(call install,DIRECTORY,EXTRAS): interrupted at any point, it is taken up again by the next call. The stamp comes
 # last; an environment whose pip does not run is made anew; a package on which pip did not finish (INSTALLER is nearly

@@ -6,7 +6,9 @@ runs, and the floor: operations over the rate of a large matrix product, or byte
 whichever takes longer.
 """
 
+import csv
 import json
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -109,8 +111,10 @@ def measure(
     work.agree()
     with threads_of_all(threads):
         seconds = in_turn({"ours": work.ours, **work.peers}, runs)
-        operations, copied = rates()
-    floor = max(work.operations / operations, work.traffic / copied)
+        floor = 0.0
+        if work.operations or work.traffic:
+            operations, copied = rates()
+            floor = max(work.operations / operations, work.traffic / copied)
     ours, ours_cpu = np.median(seconds["ours"], axis=1).tolist()
     own = {"name": name, "shape": work.shape, "threads": threads, "runs": runs}
     own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu}
@@ -164,6 +168,18 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     return found
 
 
+def key(row: Row) -> tuple[str, ...]:
+    """Tell what a row is of."""
+    return tuple(str(row.get(column, "")) for column in ("name", "shape", "threads", "peer"))
+
+
+def slower(row: Row, against: Path) -> bool:
+    """Whether a ratio has fallen to less than half since a speed.csv was written."""
+    with against.open(newline="", encoding="utf8") as file:
+        before = {key(old): float(old["ratio"]) for old in csv.DictReader(file) if old["ratio"]}
+    return row.get("ratio", np.inf) < before.get(key(row), 0) / 2
+
+
 @click.command()
 @click.option("--grid", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=GRID)
 @click.option(
@@ -172,7 +188,12 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("figures/results/speed"), show_default=True
 )
-def main(grid: Path, runs: int, output: Path) -> None:
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A speed.csv of before: write nothing, and fail where a ratio is less than half of that one.",
+)
+def main(grid: Path, runs: int, output: Path, against: Path | None) -> None:
     """Time our work beside that of peers; writes speed.csv, and speed.json with the machine and versions."""
 
     def tell(row: Row) -> None:
@@ -183,6 +204,15 @@ def main(grid: Path, runs: int, output: Path) -> None:
         )
 
     rows = run(grid, runs=runs, on_row=tell)
+    if against:
+        fallen = [row for row in rows if slower(row, against)]
+        if fallen:  # a busy machine, perhaps: once more, and longer
+            click.echo("Again, because of " + ", ".join(row["shape"] for row in fallen))
+            again = {key(row) for row in run(grid, runs=4 * runs, on_row=tell) if slower(row, against)}
+            fallen = [row for row in fallen if key(row) in again]
+        for row in fallen:
+            click.echo(f"{' '.join(key(row))}: less than half the ratio of {against}", err=True)
+        sys.exit(bool(fallen))
     output.mkdir(parents=True, exist_ok=True)
     shown = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_atomically(output / "speed.csv", to_csv(shown, COLUMNS).encode())

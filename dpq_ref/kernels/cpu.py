@@ -97,11 +97,11 @@ def _by_id(ids, stops, order):
 
 @loops.parallel
 def _scatter_add(order, stops, rows, out):
-    b, n = order.size, len(stops)
+    b = order.size
     for part in prange(PARTS):  # of about as many rows each, but an id is whole
-        r = np.searchsorted(stops, b * part // PARTS, side="right")
+        first = np.searchsorted(stops, b * part // PARTS, side="right")
         end = np.searchsorted(stops, b * (part + 1) // PARTS, side="right")
-        for r in range(r, end):
+        for r in range(first, end):
             for i in order[stops[r - 1] if r else 0 : stops[r]]:
                 for c in range(rows.shape[1]):
                     out[r, c] += rows[i, c]

@@ -301,7 +301,7 @@ def sx_backward(
 def _sx_backward(
     d_picked, query, book, turned, values, counts, noise, rate, normalised, d_query, d_book, moments
 ):
-    """Sums over rows i: d[i,j,k] (q[i,j], 1), and the moments counts[i] (q[i,j], 1) (q[i,j], 1)."""
+    """Add up over rows i: d[i,j,k] (q[i,j], 1), and the moments counts[i] (q[i,j], 1) (q[i,j], 1)."""
     b, D, s = query.shape
     K = book.shape[1]
     for chunk in prange(len(d_book)):

@@ -1,4 +1,4 @@
-"""A DPQ layer's forward and backward, beside the released formulation in torch."""
+"""A DPQ layer's forward and backward, beside the released formulation in torch and a library."""
 
 from typing import Any
 
@@ -31,6 +31,56 @@ def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinc
         ours,
         operations=2.0 * products * rows * n_groups * n_codes * s,
         **_torch_dpq(layer, ids, g, ours),
+    )
+
+
+def moving_averages(tokens: int, dim: int, n_groups: int, n_codes: int, decay: float = 0.8) -> Work:
+    """DPQ-VQ whose keys follow moving averages of their queries, beside vector-quantize-pytorch."""
+    import torch
+    from vector_quantize_pytorch import VectorQuantize
+
+    rng = np.random.default_rng(0)
+    ids, g = zipf(tokens, rng), rng.standard_normal((tokens, dim)).astype(np.float32)
+    layer = DPQEmbedding(
+        VOCAB,
+        dim,
+        n_groups=n_groups,
+        n_codes=n_codes,
+        method="vq",
+        batch_norm=False,
+        ema_decay=decay,
+        init=1.0,
+    )
+    table = torch.tensor(layer.params["query"], requires_grad=True)
+    index, upstream = torch.tensor(ids).long(), torch.tensor(g)
+    peer = VectorQuantize(
+        dim, heads=n_groups, codebook_dim=dim // n_groups, codebook_size=n_codes, decay=decay,
+        separate_codebook_per_head=True,
+    )  # fmt: skip
+    peer._codebook.embed.copy_(torch.tensor(layer.params["keys"]))
+
+    def ours() -> Any:
+        output = layer.forward(ids)
+        layer.backward(g)
+        return output
+
+    def theirs() -> Any:
+        table.grad = None
+        output, _, loss = peer(torch.nn.functional.embedding(index, table)[None])
+        ((output[0] * upstream).sum() + loss.sum()).backward()
+        return output[0]
+
+    def agree() -> None:
+        # The first step: later ones differ, as the library adds a constant to the size of each cluster.
+        close = np.isclose(ours(), theirs().detach().numpy(), rtol=1e-4, atol=1e-5).mean()
+        assert close > 0.998, f"{1 - close:.2%} of the output differ"
+
+    return Work(
+        f"{tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}",
+        ours,
+        peers={"vector-quantize-pytorch": theirs},
+        agree=agree,
+        operations=2.0 * len(np.unique(ids)) * n_codes * dim,
     )
 
 

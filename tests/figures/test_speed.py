@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from figures import speed, workloads
+from figures.workloads.kernels import ARGUMENTS
 
 GRID = """
 [[work]]
@@ -58,6 +59,48 @@ def test_ratios_and_floor(tmp_path, monkeypatch, runs):
         expected = {"ours_ms": ours, "peer_ms": ratio * ours, "ratio": ratio, "ours_cpu_ms": ours / 4}
         expected |= {"peer_cpu_ms": ratio * ours / 4, "floor_ms": 1, "over_floor": ours}
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("factor", "code"), [(0.6, 0), (0.4, 1)])
+def test_falls_are_seen(tmp_path, monkeypatch, factor, code):
+    """Ours takes so much of the peer's time that the ratio is 60 or 40 % of what it was, twice."""
+    clock = Clock()
+
+    def sleep(milliseconds):
+        peer = partial(clock.pass_by, milliseconds / 1e3)
+        return speed.Work("nap", partial(clock.pass_by, milliseconds / 1e3 / factor / 10), {"slow": peer})
+
+    monkeypatch.setattr(workloads, "sleep", sleep, raising=False)
+    monkeypatch.setattr(speed, "time", clock)
+    (tmp_path / "grid.toml").write_text('[[work]]\nname = "sleep"\nmilliseconds = 3\n')
+    before = "name,shape,threads,peer,ratio\nsleep,nap,1,slow,10\nsleep,other,1,slow,99\n"
+    (tmp_path / "before.csv").write_text(before)
+    arguments = ["--grid", str(tmp_path / "grid.toml"), "--against", str(tmp_path / "before.csv")]
+    done = CliRunner().invoke(speed.main, arguments)
+    assert done.exit_code == code, done.output
+    assert ("less than half" in done.output) == bool(code)
+
+
+def test_one_slow_moment_is_no_fall(tmp_path, monkeypatch):
+    clock, calls = Clock(), []
+
+    def sleep(milliseconds):
+        calls.append(milliseconds)
+        ours = milliseconds / 1e3 * (20 if len(calls) == 1 else 1)
+        return speed.Work("nap", partial(clock.pass_by, ours), {"slow": partial(clock.pass_by, 0.03)})
+
+    monkeypatch.setattr(workloads, "sleep", sleep, raising=False)
+    monkeypatch.setattr(speed, "time", clock)
+    (tmp_path / "grid.toml").write_text('[[work]]\nname = "sleep"\nmilliseconds = 3\n')
+    (tmp_path / "before.csv").write_text("name,shape,threads,peer,ratio\nsleep,nap,1,slow,10\n")
+    arguments = ["--grid", str(tmp_path / "grid.toml"), "--against", str(tmp_path / "before.csv")]
+    done = CliRunner().invoke(speed.main, arguments)
+    assert done.exit_code == 0 and len(calls) == 2, done.output
+
+
+@pytest.mark.parametrize("of", ARGUMENTS)
+def test_kernels_agree(of):
+    workloads.kernel(of).agree()
 
 
 def test_what_disagrees_is_not_timed(monkeypatch):
