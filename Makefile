@@ -45,6 +45,7 @@ oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios
 bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and draw it
 	$(BENCH)/bin/python -m figures.speed
 	$(BENCH)/bin/python -m figures.plot_speed
+	$(BENCH)/bin/python -m figures.scale
 
 bench-kernels: $(VENV)/installed  ## has a kernel become slower against its reference? (seconds)
 	$(RUN) figures.speed --grid figures/grids/kernels.toml --against figures/results/kernels/speed.csv

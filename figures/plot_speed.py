@@ -1,0 +1,109 @@
+"""Figures of speed.csv: ratios to peers, times over the floor; a point a size and number of threads."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from figures.style import RC, save_figure
+
+Row = dict[str, str]
+Point = tuple[float, float | None, str]  # value, goal, threads
+LABELS = {"1": "1 thread", "2": "2 threads"}
+COLOURS = {"1": "#0072B2", "2": "#D55E00"}
+
+
+def draw(table: Path, output: Path) -> list[Path]:
+    """Draw what a table of `figures.speed` holds.
+
+    Parameters
+    ----------
+    table : Path
+        speed.csv.
+    output : Path
+
+    Returns
+    -------
+    list of Path
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    with table.open(newline="", encoding="utf8") as file:
+        rows = list(csv.DictReader(file))
+    written = []
+    with pyplot.rc_context(RC):
+        written += _strips(
+            rows, "ratio", "goal", lambda r: f"{r['name'].replace('_', ' ')}, {r['peer']}",
+            "time of the peer over ours, higher is better", output / "ratios",
+        )  # fmt: skip
+        written += _strips(
+            rows, "over_floor", "floor_goal", lambda r: r["name"].replace("_", " "),
+            "our time over the floor, lower is better", output / "floors",
+        )  # fmt: skip
+    return written
+
+
+def _strips(
+    rows: list[Row], value: str, goal: str, line_of: Callable[[Row], str], label: str, stem: Path
+) -> list[Path]:
+    """One line a kind of work, a point a size; a bar where the goal is."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    lines: dict[str, list[Point]] = defaultdict(list)
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        if not row[value]:
+            continue
+        point = float(row[value]), float(row[goal]) if row[goal] else None, row["threads"]
+        if point not in lines[line_of(row)]:  # the floor is the same beside each peer
+            lines[line_of(row)].append(point)
+            columns = ("name", "shape", "threads", "peer", value, goal)
+            shown.append({column: row[column] for column in columns})
+    if not lines:
+        return []
+    figure, axes = pyplot.subplots(figsize=(6.4, 0.7 + 0.24 * len(lines)))
+    threads = sorted({point[2] for points in lines.values() for point in points})
+    for y, points in enumerate(lines.values()):
+        for i, count in enumerate(threads):
+            height = y + 0.18 * (i - (len(threads) - 1) / 2)
+            x = [v for v, _, t in points if t == count]
+            name = LABELS.get(count, f"{count} threads") if y == 0 else None
+            axes.plot(
+                x, [height] * len(x), "o", ms=4, alpha=0.75, mew=0, color=COLOURS.get(count), label=name
+            )
+        for target in {g for _, g, _ in points if g is not None}:
+            axes.plot([target, target], [y - 0.38, y + 0.38], color="black", lw=1)
+    axes.plot([], [], color="black", lw=1, label="goal")
+    axes.axvline(1, color="black", ls="--", lw=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return save_figure(figure, stem, shown)
+
+
+@click.command()
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="figures/results/speed",
+)
+def main(results: Path) -> None:
+    """Draw speed.csv of a folder of results, into the same folder."""
+    for path in draw(results / "speed.csv", results):
+        click.echo(path)
+
+
+if __name__ == "__main__":
+    main()
