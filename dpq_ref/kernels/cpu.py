@@ -315,7 +315,7 @@ def _sum_by_code(codes, rows, out):
                     out[j, codes[i, j], c] += rows[i, j, c]
 
 
-def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[Array, Array]:
+def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[np.floating, Array]:
     """As `reference.codebook_errors`."""
     b, D, s = query.shape
     loops.check_book("keys", keys, D, s)
@@ -325,21 +325,27 @@ def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -
     total, pull = np.zeros(D), np.zeros((D, *keys.shape[1:]))
     (c,), arrays = loops.inputs(np.int32, codes), loops.inputs(query.dtype, query, keys, counts)
     _codebook_errors(c, *arrays, total, pull)
-    return total.sum(), pull.astype(query.dtype)
+    return query.dtype.type(total.sum()), pull.astype(query.dtype)
 
 
 @loops.parallel
 def _codebook_errors(codes, query, keys, counts, total, pull):
-    b, D, s = query.shape
+    b, D, _ = query.shape
     for block in prange((D + GROUPS - 1) // GROUPS):
         for i in range(b):
             for j in range(block * GROUPS, min((block + 1) * GROUPS, D)):
-                key, q, sums = keys[min(j, len(keys) - 1), codes[i, j]], query[i, j], pull[j, codes[i, j]]
-                for c in range(s):
-                    residual = key[c] - q[c]
-                    weighted = counts[i] * residual
-                    total[j] += weighted * residual
-                    sums[c] += weighted
+                key = keys[min(j, len(keys) - 1), codes[i, j]]
+                total[j] += counts[i] * _pull(key, query[i, j], counts[i], pull[j, codes[i, j]])
+
+
+@loops.summed
+def _pull(key, query, count, sums):
+    distance = query.dtype.type(0)
+    for c in range(len(query)):
+        residual = key[c] - query[c]
+        distance += residual * residual
+        sums[c] += count * residual
+    return np.float64(distance)
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:

@@ -11,6 +11,10 @@ from dpq_ref.kernels.reference import Array
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 serial: Any = njit(cache=True, nogil=True, error_model="numpy")
 parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+# A product and its sum in one rounding; every lane of a vector does the same.
+fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# And sums in vector registers, hence in another order than theirs.
+summed: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:

@@ -436,7 +436,7 @@ def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
     return out.astype(rows.dtype)
 
 
-def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[Array, Array]:
+def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[np.floating, Array]:
     """Squared distances of the queries from the keys that they picked, and half the gradient of their sum.
 
     Parameters
@@ -448,13 +448,13 @@ def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -
 
     Returns
     -------
-    total : float64, sum of counts[i] |keys[j,k] - query[i,j]|^2 with k = codes[i,j]
+    total : scalar, sum of counts[i] |keys[j,k] - query[i,j]|^2 with k = codes[i,j]
     pull : (D, K, s): pull[j,k] = sum of counts[i] (keys[j,k] - query[i,j]) with codes[i,j] = k
     """
     residual = decode(codes, keys) - query
     weighted = counts[:, None, None] * residual
     total = (weighted * residual).sum(dtype=np.float64)
-    return total, sum_by_code(codes, weighted, keys.shape[1])
+    return query.dtype.type(total), sum_by_code(codes, weighted, keys.shape[1])
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:

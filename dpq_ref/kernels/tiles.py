@@ -8,10 +8,8 @@ coordinate whose query is 1 (`_fold`). The part of the backward that goes throug
 the responses, so it needs no second look at them (`_through_statistics`).
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import (
@@ -25,11 +23,6 @@ from dpq_ref.kernels.reference import (
 
 WIDTH = 128  # rows of a tile
 CHUNKS = 8  # the most partial sums over a batch
-
-# A product and its sum in one rounding; every lane of a vector does the same.
-_fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-# And sums in vector registers, hence in another order than theirs.
-_summed: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
 def _chunks(b: int) -> int:
@@ -105,7 +98,7 @@ def _moments(query, book, counts, euclidean, sums):
                 _add_moments(y, weights, sums[chunk, :, j])
 
 
-@_summed
+@loops.summed
 def _add_moments(x, weights, sums):
     for k in range(len(x)):
         first = second = x.dtype.type(0)
@@ -117,7 +110,7 @@ def _add_moments(x, weights, sums):
         sums[1, k] += second
 
 
-@_fused
+@loops.fused
 def _blocks(b, chunk, n_chunks):
     """First and last block of a chunk."""
     n = (b + WIDTH - 1) // WIDTH
@@ -191,7 +184,7 @@ def _keep_larger(row, k, best, code):
         code[i] = k if larger else code[i]
 
 
-@_fused
+@loops.fused
 def _load(x, start, n, j, tile):
     """Group j of n rows, transposed; the rest of the tile is 0, so that no loop has another length."""
     rows = x[start : start + n, j]
@@ -206,7 +199,7 @@ def _load(x, start, n, j, tile):
 # is taken twice. BLAS might round a row by its place in the tile, and codes must not depend on the batch.
 
 
-@_fused
+@loops.fused
 def _responses(book, g, k, q, rows):
     """rows[r, i] = <book[g, k + r], (q[:, i], 1)> for two codes, the constant first."""
     s = len(q)
@@ -232,7 +225,7 @@ def _responses(book, g, k, q, rows):
         c += 1
 
 
-@_fused
+@loops.fused
 def _distances(keys, g, k, q, rows):
     """rows[r, i] = |keys[g, k + r] - q[:, i]|^2 for two codes, by direct differences."""
     s = len(q)
@@ -260,7 +253,7 @@ def _distances(keys, g, k, q, rows):
         c += 1
 
 
-@_fused
+@loops.fused
 def _square(x):
     return x * x
 
@@ -342,7 +335,7 @@ def _sx_backward(
                     _add_to(moments[chunk, shared], squares)
 
 
-@_fused
+@loops.fused
 def _store(tile, x, start, n, j):
     """Transposed back, the first n columns of a tile to group j."""
     rows = x[start : start + n, j]
@@ -351,14 +344,14 @@ def _store(tile, x, start, n, j):
             rows[i, c] = tile[c, i]
 
 
-@_fused
+@loops.fused
 def _add_to(total, partial):
     for k in range(len(partial)):
         for c in range(partial.shape[1]):
             total[k, c] += partial[k, c]
 
 
-@_fused
+@loops.fused
 def _soften(x, d, rate):
     """From logits x and the gradients d of their softmax to the gradients of the logits, in place of d."""
     K = len(x)
