@@ -328,24 +328,19 @@ def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -
     return query.dtype.type(total.sum()), pull.astype(query.dtype)
 
 
-@loops.parallel
+@loops.parallel_summed
 def _codebook_errors(codes, query, keys, counts, total, pull):
-    b, D, _ = query.shape
+    b, D, s = query.shape
     for block in prange((D + GROUPS - 1) // GROUPS):
         for i in range(b):
             for j in range(block * GROUPS, min((block + 1) * GROUPS, D)):
-                key = keys[min(j, len(keys) - 1), codes[i, j]]
-                total[j] += counts[i] * _pull(key, query[i, j], counts[i], pull[j, codes[i, j]])
-
-
-@loops.summed
-def _pull(key, query, count, sums):
-    distance = query.dtype.type(0)
-    for c in range(len(query)):
-        residual = key[c] - query[c]
-        distance += residual * residual
-        sums[c] += count * residual
-    return np.float64(distance)
+                g, k = min(j, len(keys) - 1), codes[i, j]
+                distance = query.dtype.type(0)
+                for c in range(s):
+                    residual = keys[g, k, c] - query[i, j, c]
+                    distance += residual * residual
+                    pull[j, k, c] += counts[i] * residual
+                total[j] += np.float64(counts[i] * distance)
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:

@@ -9,12 +9,15 @@ from numpy.typing import DTypeLike, NDArray
 from dpq_ref.kernels.reference import Array
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
-serial: Any = njit(cache=True, nogil=True, error_model="numpy")
-parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+serial: Any = njit(**OPTIONS)
+parallel: Any = njit(**OPTIONS, parallel=True)
 # A product and its sum in one rounding; every lane of a vector does the same.
-fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+fused: Any = njit(**OPTIONS, fastmath={"contract"})
 # And sums in vector registers, hence in another order than theirs.
-summed: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+SUMMED = {"contract", "reassoc", "nsz"}
+summed: Any = njit(**OPTIONS, fastmath=SUMMED)
+parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
