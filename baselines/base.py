@@ -97,7 +97,7 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
         """Scikit-learn sees to shape, dtype and feature names; `as_table` counts what is not finite."""
         dtypes = [np.float32, np.float64]
         X = checks.as_table(validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False))
-        largest = max(X.max(), -X.min())
+        largest = max(X.max(), -X.min()) if X.dtype == np.float64 else 0
         if largest > np.finfo(np.float32).max:
             raise ValueError(
                 f"X has an entry of magnitude {largest:g}, beyond the range of float32, which is stored"

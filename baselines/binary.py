@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.low_rank import one_blas_thread
 from dpq_ref import backend, checks
 from dpq_ref.compressed import FactoredTable, ScalarTable
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
@@ -269,9 +270,10 @@ def sides(X: Array, planes: Array, mean: Array | None = None) -> Bits:
     """
     kernels = backend.get()
     codes = np.empty((len(X), planes.shape[1]), np.uint8)
-    for rows in blocks(len(X), max(planes.shape)):
-        block = X[rows] if mean is None else X[rows] - mean
-        codes[rows] = as_bits(kernels.combine(block.astype(planes.dtype, copy=False), planes))
+    with one_blas_thread():
+        for rows in blocks(len(X), max(planes.shape)):
+            block = X[rows] if mean is None else X[rows] - mean
+            codes[rows] = kernels.sides(block.astype(planes.dtype, copy=False), planes)
     return codes
 
 

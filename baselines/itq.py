@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from baselines.binary import BinaryCoder, Bits, Float64, blocks, random_frame, sides, weighted_mean
+from baselines.binary import BinaryCoder, Bits, Float64, random_frame, sides, weighted_mean
 from baselines.low_rank import right_vectors
-from dpq_ref import checks
+from dpq_ref import backend, checks
 from dpq_ref.kernels.reference import Array
 
 
@@ -115,7 +115,7 @@ class ITQ(BinaryCoder):
         self.components_ = np.zeros((n_bits, X.shape[1]), X.dtype)
         self.components_[: len(directions)] = directions
         with threadpool_limits(1, "blas"):
-            V = centred @ self.components_.T
+            V = backend.get().multiply(centred, self.components_.T)
             starts = (random_frame(n_bits, n_bits, rng) for _ in range(n_init))
             runs = (itq_rotation(V, weights, start, max_iter) for start in starts)
             self.rotation_, self.objective_ = min(runs, key=lambda run: run[1][-1])
@@ -224,27 +224,15 @@ def itq_rotation(V: Array, weights: Float64, rotation: Float64, max_iter: int) -
     objective : (iterations,)
         sum_i q_i |b_i - v_i R|^2 of each R and its B.
     """
-    largest = weights.max()
-    product = _signs_of(V, weights / largest, rotation)[0]
+    sign_products, largest = backend.get().sign_products, weights.max()
+    shares = (weights / largest).astype(V.dtype)
+    product = sign_products(V, rotation.astype(V.dtype), shares)[0]
     objective = []
     for _ in range(max_iter):
         rotation = procrustes(product)
-        before, (product, loss) = product, _signs_of(V, weights / largest, rotation)
+        before = product
+        product, loss = sign_products(V, rotation.astype(V.dtype), shares)
         objective.append(loss * largest)
         if np.array_equal(product, before):
             break
     return rotation, np.array(objective)
-
-
-def _signs_of(V: Array, weights: Float64, rotation: Float64) -> tuple[Float64, float]:
-    """V^T B and the loss of B = sign(V R), rows weighted."""
-    product, loss = np.zeros(rotation.shape), 0.0
-    turn = rotation.astype(V.dtype)
-    for rows in blocks(*V.shape):
-        rotated = V[rows] @ turn
-        share = weights[rows, None].astype(V.dtype)
-        product += V[rows].T @ np.where(rotated < 0, -share, share)
-        np.abs(rotated, out=rotated)
-        rotated -= 1
-        loss += float(weights[rows] @ np.einsum("ij,ij->i", rotated, rotated))
-    return product, loss

@@ -40,8 +40,11 @@ class ProductQuantizer(Compressor):
         says are best.
     max_iter : int
         Lloyd's iterations at most; they stop early once no code changes.
+    rows_per_code : int, optional
+        Learn from a sample of K times as many rows (faiss takes 256), and give codes to all; by default from
+        all rows.
     random_state : int, numpy.random.Generator or None
-        Of the k-means++ seeding.
+        Of the k-means++ seeding, and of the sample.
     backend : {"numpy", "numba", "cupy"} or None
         Kernels to run on; None means "numba".
 
@@ -53,7 +56,7 @@ class ProductQuantizer(Compressor):
     codes_ : (n, D) int32
         Codes of the table.
     objective_ : (n_iter_,) float64
-        Weighted squared error of the whole table after each iteration.
+        Weighted squared error of the whole table, or of the sample, after each iteration.
     n_iter_ : int
 
     Examples
@@ -78,6 +81,7 @@ class ProductQuantizer(Compressor):
         bits: int | None = None,
         ratio: float | None = None,
         max_iter: int = LLOYD,
+        rows_per_code: int | None = None,
         random_state: Any = None,
         backend: str | None = None,
     ):
@@ -86,6 +90,7 @@ class ProductQuantizer(Compressor):
         self.bits = bits
         self.ratio = ratio
         self.max_iter = max_iter
+        self.rows_per_code = rows_per_code
         self.random_state = random_state
         self.backend = backend
 
@@ -108,9 +113,11 @@ class ProductQuantizer(Compressor):
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
         n_codes = self._settle(*X.shape)
-        kmeans = self._kmeans(n_codes, checks.positive("max_iter", self.max_iter)).fit(self._cut(X), weights)
+        kmeans = self._kmeans(n_codes, checks.positive("max_iter", self.max_iter))
+        some = self._sample(weights, n_codes, kmeans.rng)
+        kmeans.fit(self._cut(X if some is None else X[some]), weights if some is None else weights[some])
         self.codebooks_ = kmeans.centroids
-        self.codes_ = kmeans.codes
+        self.codes_ = kmeans.codes if some is None else self._nearest(X)
         self.objective_ = np.sum(kmeans.objective, axis=1)
         self.n_iter_ = len(self.objective_)
         return self
@@ -149,6 +156,14 @@ class ProductQuantizer(Compressor):
         rng = np.random.default_rng(self.random_state)
         return KMeans(n_codes, max_iter=max_iter, kernels=backend.get(self.backend), rng=rng)
 
+    def _sample(self, weights: Array, n_codes: int, rng: np.random.Generator) -> Integers | None:
+        """Rows to learn from, those without weight left out; None for all."""
+        if self.rows_per_code is None:
+            return None
+        most = n_codes * checks.positive("rows_per_code", self.rows_per_code)
+        rows = np.flatnonzero(weights)
+        return None if len(weights) <= most or len(rows) < n_codes else rng.permutation(rows)[:most]
+
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         all_groups, all_codes = range(1, d + 1), [1 << b for b in range(1, BYTE + 1) if b == 1 or 1 << b <= n]
         sizes = [
@@ -172,7 +187,7 @@ class ProductQuantizer(Compressor):
 
     def _nearest(self, X: Array) -> Integers:
         points = self._cut(X).astype(self.codebooks_.dtype, copy=False)
-        return backend.get(self.backend).nearest_code(points, self.codebooks_)[0]
+        return backend.get(self.backend).nearest_code(points, self.codebooks_)
 
     def _joined(self, codes: Integers) -> Array:
         """Centroids of codes side by side, (n, D) -> (n, d)."""
@@ -275,14 +290,15 @@ class OptimizedProductQuantizer(ProductQuantizer):
             if self.init == "parametric":
                 rotation = principal_groups(X, weights, self._columns.sum(axis=1))
             kmeans = self._kmeans(n_codes, LLOYD)
-            kmeans.fit(self._cut(X @ rotation.astype(X.dtype)), weights)
+            multiply = kmeans.kernels.multiply
+            kmeans.fit(self._cut(multiply(X, rotation.astype(X.dtype))), weights)
             objective = list(kmeans.objective)
             kmeans.max_iter = inner_iter
             for self.n_iter_ in range(1, max_iter + 1):
                 before = np.sum(objective[-1])
                 self.codebooks_ = kmeans.centroids
                 rotation = self._procrustes(X, weights, kmeans.codes)
-                kmeans.fit(self._cut(X @ rotation.astype(X.dtype)), weights, kmeans.centroids)
+                kmeans.fit(self._cut(multiply(X, rotation.astype(X.dtype))), weights, kmeans.centroids)
                 objective += kmeans.objective
                 if np.sum(objective[-1]) >= (1 - 1e-6) * before:
                     break
@@ -318,12 +334,8 @@ class OptimizedProductQuantizer(ProductQuantizer):
         """Rotation that brings rows nearest to their centroids (Schoenemann 1966), float64."""
         from scipy import linalg
 
-        n, d = X.shape
-        product = np.zeros((d, d))
-        step = max(1, BLOCK // d)
-        for i in range(0, n, step):
-            weighted = weights[i : i + step, None] * X[i : i + step]
-            product += weighted.T @ self._joined(codes[i : i + step])
+        shares = (weights / weights.max()).astype(X.dtype)
+        product = backend.get(self.backend).cross(X, self._joined(codes), shares)
         left, _, right = linalg.svd(product)
         return left @ right
 

@@ -297,7 +297,7 @@ class DPQReconstruction(LearnedCodes):
         check_is_fitted(self)
         X = self._rows(X).astype(self.codebooks_.dtype, copy=False)
         points = X.reshape(len(X), self.codes_.shape[1], -1)
-        return backend.get(self.backend).nearest_code(points, self.codebooks_)[0]
+        return backend.get(self.backend).nearest_code(points, self.codebooks_)
 
     def _model(
         self, rows: Array, weights: Array, n_groups: int, n_codes: int, rng: np.random.Generator

@@ -56,12 +56,15 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
         raise ValueError(f"{name} must have shape (rows, dim), got {array.shape}")
     double = array.dtype.newbyteorder("=") == np.float64
     array = array.astype(np.float64 if double else np.float32, copy=False)
-    bad = ~np.isfinite(array).all(axis=1)
+    array = np.ascontiguousarray(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.vdot(array, array))  # one pass; only where it is not, each entry is looked at
+    bad = np.zeros(1, bool) if finite else ~np.isfinite(array).all(axis=1)
     if bad.any():
         count, row = int((~np.isfinite(array[bad])).sum()), int(bad.argmax())
         entries = "entry that is" if count == 1 else "entries that are"
         raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {row}")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def as_weights(weights: Any, n: int, name: str = "weights") -> NDArray[np.float64]:

@@ -94,7 +94,8 @@ def compare_table(
 ) -> None:
     """Compress a TABLE of word vectors by every method, judge what each keeps, and draw.
 
-    TABLE is an .npz with the arrays `words` (n,) and `vectors` (n, d).
+    TABLE is an .npz with the arrays `words` (n,) and `vectors` (n, d), or text, a word and its numbers a
+    line, as GloVe, word2vec and fastText have it.
 
     Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind
     each) and runs/*.json with everything about each run.

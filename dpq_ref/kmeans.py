@@ -11,12 +11,12 @@ from data. Points are (n, D, s); each of the D groups has centroids of its own.
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 WIDE = 32  # directions that seeding uses at most
 FIRST = 10  # iterations in these
+SEEDS = 16  # rows a code, drawn at random, that seeding looks at
 
 
 class KMeans:
@@ -82,75 +82,58 @@ class KMeans:
             self.centroids = start.astype(points.dtype)
         elif points.shape[2] > WIDE:
             narrow = KMeans(self.n_codes, kernels=self.kernels, rng=self.rng, max_iter=FIRST)
-            self.codes = narrow.fit(principal(points, weights, WIDE), weights).codes
-            self.centroids = points[: self.n_codes].swapaxes(0, 1).copy()
-            self._move_to_means(points, weights)
+            codes = narrow.fit(principal(points, weights, WIDE), weights).codes
+            counts = self.kernels.count_codes(codes, weights, self.n_codes)
+            sums = self._sums(codes, points, weights)
+            self.centroids = _means(sums, counts, points[: self.n_codes].swapaxes(0, 1))
         else:
             self.centroids = self._seed(points, weights)
-        distances = self._assign(points)
-        self.objective: list[Array] = []
+        tiles = self.kernels.point_tiles(points)
+        self.codes, sums, counts = self.kernels.kmeans_sums(points, self.centroids, weights, tiles)
+        gains: list[Array] = []
         for _ in range(self.max_iter):
-            before = self.codes
-            self._move_to_means(points, weights)
-            self._revive(points, weights, distances)
-            distances = self._assign(points)
-            self.objective.append(np.einsum("i,ij->j", weights, distances))
-            if not (before != self.codes)[weights > 0].any():
+            before = self.centroids
+            self.centroids = _means(sums, counts, before)
+            if not counts.all():
+                distances = self.kernels.code_distances(points, before, self.codes)
+                self._revive(points, weights, distances)
+            moved = not np.array_equal(self.centroids, before)
+            if moved:
+                self.codes, sums, counts = self.kernels.kmeans_sums(points, self.centroids, weights, tiles)
+            gains.append(_gain(sums, counts, self.centroids))
+            if not moved:
                 break
+        distances = self._distances(points)
+        self.objective = [np.einsum("i,ij->j", weights, distances) + (gains[-1] - gain) for gain in gains]
         while self._revive(points, weights, distances):  # each time one more point has no error: it ends
-            distances = self._assign(points)
+            self.codes = self.kernels.nearest_code(points, self.centroids)
+            distances = self._distances(points)
             self.objective[-1] = np.einsum("i,ij->j", weights, distances)
         return self
 
     def _seed(self, points: Array, weights: Array) -> Array:
-        """k-means++: each next centroid is a point drawn by its weighted squared distance to those there are.
+        """k-means++ among SEEDS rows a code, with as many trials as scikit-learn's."""
+        D, trials = points.shape[1], 2 + int(np.log(self.n_codes))
+        rows = np.flatnonzero(weights)
+        if len(rows) > SEEDS * self.n_codes:
+            rows = np.sort(self.rng.choice(rows, SEEDS * self.n_codes, replace=False))
+            points, weights = points[rows], weights[rows]
+        drawn = self.kernels.plus_plus(points, weights, self.rng.random((D, self.n_codes, trials)))
+        return points[drawn, np.arange(D)[:, None]]
 
-        Of several draws the one that lowers the sum most is kept, as many as scikit-learn tries.
-        """
-        D, s = points.shape[1:]
-        groups = np.arange(D)
-        trials = 2 + int(np.log(self.n_codes))
-        weights = weights / weights.max()
-        centroids = np.empty((D, self.n_codes, s), points.dtype)
-        first = self._draw(np.repeat(weights[:, None], D, axis=1), 1)[0]
-        centroids[:, 0] = points[first, groups]
-        nearest = self.kernels.nearest_code(points, centroids[:, :1])[1]
-        for k in range(1, self.n_codes):
-            drawn = points[self._draw(weights[:, None] * nearest, trials), groups].swapaxes(0, 1)
-            best = self.kernels.potentials(points, drawn, nearest, weights).argmin(axis=1)
-            centroids[:, k] = drawn[groups, best]
-            distances = self.kernels.nearest_code(points, centroids[:, k : k + 1])[1]
-            np.minimum(nearest, distances, out=nearest)
-        return centroids
-
-    def _draw(self, weights: Array, trials: int) -> NDArray[np.integer]:
-        """Rows drawn by weight in each group, (n, D) -> (trials, D); evenly where all weights are 0."""
-        cumulative = np.cumsum(weights, axis=0, dtype=np.float64)
-        flat = cumulative[-1] <= 0
-        cumulative[:, flat] = np.arange(1, len(weights) + 1)[:, None]
-        targets = self.rng.random((trials, weights.shape[1])) * cumulative[-1]
-        rows = [np.searchsorted(c, t, side="right") for c, t in zip(cumulative.T, targets.T, strict=True)]
-        return np.minimum(np.stack(rows, axis=1), len(weights) - 1)
-
-    def _assign(self, points: Array) -> Array:
-        """Set codes to the nearest centroids; squared distances (n, D)."""
-        self.codes, distances = self.kernels.nearest_code(points, self.centroids)
-        return distances
-
-    def _move_to_means(self, points: Array, weights: Array) -> None:
-        """Move each centroid to the weighted mean of its points, summed in float64 and rounded once.
-
-        So the centroid of equal points is that point, bit by bit. A code without weight stays.
-        """
+    def _sums(self, codes: Integers, points: Array, weights: Array) -> Array:
+        """Weighted sum of the points of each code, (D, K, s) float64."""
         n, D, s = points.shape
-        sums = np.zeros(self.centroids.shape)
+        sums = np.zeros((D, self.n_codes, s))
         step = max(1, BLOCK // (D * s))
         for i in range(0, n, step):
             block = weights[i : i + step, None, None] * points[i : i + step]
-            sums += self.kernels.sum_by_code(self.codes[i : i + step], block, self.n_codes)
-        counts = self.kernels.count_codes(self.codes, weights, self.n_codes)
-        alive = counts > 0
-        self.centroids[alive] = sums[alive] / counts[alive, None]
+            sums += self.kernels.sum_by_code(codes[i : i + step], block, self.n_codes)
+        return sums
+
+    def _distances(self, points: Array) -> Array:
+        """Squared distances to the centroids, (n, D)."""
+        return self.kernels.code_distances(points, self.centroids, self.codes)
 
     def _revive(self, points: Array, weights: Array, distances: Array) -> bool:
         """Move each code without weight to one of the points that are worst off; tell whether any moved."""
@@ -164,6 +147,20 @@ class KMeans:
             self.centroids[j, codes] = points[worst, j]
             moved |= len(worst) > 0
         return moved
+
+
+def _means(sums: Array, counts: Array, centroids: Array) -> Array:
+    """Weighted means, rounded once: that of equal points is that point. A code without weight stays."""
+    means = centroids.copy()
+    alive = counts > 0
+    means[alive] = sums[alive] / counts[alive, None]
+    return means
+
+
+def _gain(sums: Array, counts: Array, centroids: Array) -> Array:
+    """Tell what the centroids take off the weighted sum of squares of the points, (D,)."""
+    double = centroids.astype(np.float64)
+    return 2 * np.einsum("jkc,jkc->j", double, sums) - np.einsum("jk,jkc,jkc->j", counts, double, double)
 
 
 def principal(points: Array, weights: Array, width: int) -> Array:

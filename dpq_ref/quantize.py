@@ -91,7 +91,7 @@ def codes_of(
     if method == "sx":
         return kernels.sx_codes(query, keys, statistics, EPSILON)
     if statistics is None:
-        return kernels.nearest_code(query, keys)[0]
+        return kernels.nearest_code(query, keys)
     return kernels.vq_codes(query, keys, statistics, EPSILON)
 
 

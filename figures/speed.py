@@ -31,7 +31,8 @@ COLUMNS = (
     "name", "shape", "threads", "peer", "ours_ms", "peer_ms", "ratio", "goal", "floor_ms", "over_floor",
     "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs",
 )  # fmt: skip
-OWN = ("threads", "goals", "floor_goal")  # of an entry of the grid, not of the work
+OWN = ("threads", "goals", "floor_goal", "runs")  # of an entry of the grid, not of the work
+FEW = 3  # runs of what is long; it is warm enough once it has been seen to agree
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -65,7 +66,7 @@ class Work:
 def in_turn(calls: dict[str, Call], runs: int) -> dict[str, np.ndarray]:
     """Wall and processor seconds of each call, (2, runs), in turn so that a slow moment meets all."""
     seconds = {name: np.empty((2, runs)) for name in calls}
-    for i in range(-2, runs):  # the first two are to warm
+    for i in range(0 if runs <= FEW else -2, runs):  # the first two are to warm
         for name, call in calls.items():
             start = time.perf_counter(), time.process_time()
             call()
@@ -108,7 +109,6 @@ def measure(
     name: str, work: Work, *, threads: int, runs: int, goals: dict[str, float], floor_goal: Any
 ) -> list[Row]:
     """Rows of a work: one for each peer, or one alone."""
-    work.agree()
     with threads_of_all(threads):
         seconds = in_turn({"ours": work.ours, **work.peers}, runs)
         floor = 0.0
@@ -141,7 +141,7 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     grid : path
         TOML: [[work]] with the name of a function of `figures.workloads` and its parameters, lists standing
         for each of their entries; `threads`; `goals`, the ratio to reach by peer; `floor_goal`, how many
-        times the floor it may take.
+        times the floor it may take; `runs`, at most.
     runs : int
     on_row : callable
         Called with each row.
@@ -153,12 +153,13 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
         parameters = {k: v for k, v in entry.items() if k not in OWN}
         for name, cell in cells([parameters]):
             work = getattr(workloads, name)(**cell)
+            work.agree()
             for threads in entry.get("threads", [1]):
                 rows = measure(
                     name,
                     work,
                     threads=threads,
-                    runs=runs,
+                    runs=min(runs, entry.get("runs", runs)),
                     goals=entry.get("goals", {}),
                     floor_goal=entry.get("floor_goal"),
                 )
@@ -223,7 +224,7 @@ def main(grid: Path, runs: int, output: Path, against: Path | None) -> None:
 def versions() -> dict[str, str]:
     """Versions of the peers that are installed."""
     found = {}
-    for package in ("torch", "faiss-cpu", "nanopq", "vector-quantize-pytorch", "gensim"):
+    for package in ("torch", "faiss-cpu", "nanopq", "vector-quantize-pytorch", "gensim", "pandas", "pyarrow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dpq_ref.compressed import Compressed, FactoredTable, ScalarTable, load
 from dpq_ref.datasets import words as wordfiles
+from dpq_ref.datasets.vectors import read_text_table
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.metrics import judge
 from dpq_ref.metrics.words import (
@@ -42,7 +43,7 @@ class Paths:
 
     Attributes
     ----------
-    table : str, .npz with `words` and `vectors`
+    table : str, .npz with `words` and `vectors`, or text as of GloVe
     frequencies : str or None, `word count` a line
     word_sets : str or None
         Folder with similarity sets (*.tsv), analogies (questions-words.txt) and relations (BLESS.txt), all or
@@ -87,7 +88,8 @@ def read(paths: Paths) -> WordTable:
     FileNotFoundError, ValueError
         If a file is missing or none of these, or the folder of word sets has nothing that is known.
     """
-    words, vectors = wordfiles.read_npz_table(paths.table)
+    is_npz = Path(paths.table).suffix == ".npz"
+    words, vectors = (wordfiles.read_npz_table if is_npz else read_text_table)(paths.table)
     weights = None
     if paths.frequencies is not None:
         counts = wordfiles.counts_for(words, wordfiles.read_frequencies(paths.frequencies))

@@ -63,7 +63,9 @@ def test_at_the_end_centroids_are_the_means_of_their_points(dtype, weighted):
     kmeans = fit(points, 6, weights=weights, max_iter=300)
     assert len(kmeans.objective) < 300
     means = weighted_means(points, kmeans.codes, weights, 6)
-    np.testing.assert_allclose(kmeans.centroids, means, rtol=np.finfo(dtype).eps, atol=0)
+    np.testing.assert_allclose(
+        kmeans.centroids, means, rtol=(1 if dtype == np.float32 else 8) * np.finfo(dtype).eps, atol=0
+    )
     squares = (points[:, :, None].astype(np.float64) - kmeans.centroids) ** 2
     distances = squares.sum(axis=3)
     np.testing.assert_array_equal(kmeans.codes, distances.argmin(axis=2))

@@ -112,11 +112,38 @@ class ScalarTable(Compressed):
         ValueError
             If an entry has more than one bit.
         """
-        if self.n_bits != 1:
-            raise ValueError(f"hamming() needs n_bits=1, this table has {self.n_bits}")
+        self._check_signs("hamming")
         ids = checks.as_ids(ids, self.vocab_size)
         rows = self._words if others is None else self._words[checks.as_ids(others, self.vocab_size)]
         return backend.get().hamming(self._words[ids], rows)
+
+    def nearest(self, ids: Any, k: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Rows of the table that differ in the fewest columns from some of its rows, themselves among them.
+
+        Parameters
+        ----------
+        ids : (b,) integers
+        k : int, at most vocab_size
+
+        Returns
+        -------
+        neighbours : (b, k) int32, nearest first, ties to the smallest
+        distances : (b, k) int32, as `hamming`
+
+        Raises
+        ------
+        ValueError
+            If an entry has more than one bit, or k is out of range.
+        """
+        self._check_signs("nearest")
+        if checks.positive("k", k) > self.vocab_size:
+            raise ValueError(f"k={k}; a table of {self.vocab_size} rows takes at most that")
+        words = self._words[checks.as_ids(ids, self.vocab_size)]
+        return backend.get().hamming_nearest(words, self._words, k)
+
+    def _check_signs(self, name: str) -> None:
+        if self.n_bits != 1:
+            raise ValueError(f"{name}() needs n_bits=1, this table has {self.n_bits}")
 
     @cached_property
     def _words(self) -> NDArray[np.uint64]:
@@ -161,12 +188,14 @@ class ScalarTable(Compressed):
     def _rows(self, ids: Integers) -> Array:
         # In float64 and rounded once: the outermost levels are the scale itself.
         levels = uniform_levels(self.n_bits) if self.levels is None else self.levels.astype(np.float64)
-        codes = self._codes(ids)
         if self.scales is None or self._one_scale:
-            scale = 1.0 if self.scales is None else np.float64(self.scales.item())
-            return (levels * scale).astype(np.float32)[codes]
+            levels = levels * (1.0 if self.scales is None else np.float64(self.scales.item()))
+            return self._levels_of(ids, levels.astype(np.float32))
         scales = self.scales if len(self.scales) == 1 else self.scales[ids]
-        return (levels[codes] * scales).astype(np.float32)
+        return (self._levels_of(ids, levels) * scales).astype(np.float32)
+
+    def _levels_of(self, ids: Integers, levels: Array) -> Array:
+        return backend.get().unpack_levels(self.packed, self.n_bits, levels, ids, self.dim)
 
 
 def uniform_levels(n_bits: int) -> NDArray[np.float64]:

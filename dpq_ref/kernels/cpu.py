@@ -14,6 +14,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from dpq_ref.kernels import loops
+from dpq_ref.kernels.clusters import code_distances, kmeans_sums, nearest_code, plus_plus, point_tiles
+from dpq_ref.kernels.products import cross, multiply, sides, sign_products
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
@@ -38,11 +40,20 @@ __all__ = [
     "batch_norm_backward",
     "canonical_code",
     "check_range",
+    "code_distances",
+    "cross",
     "distinct",
     "dot_responses",
     "dot_responses_backward",
     "euclidean_responses",
+    "kmeans_sums",
+    "multiply",
+    "nearest_code",
+    "plus_plus",
+    "point_tiles",
     "scalar_like",
+    "sides",
+    "sign_products",
     "sx_backward",
     "sx_codes",
     "sx_statistics",
@@ -52,7 +63,8 @@ __all__ = [
 ]
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
-TILE = 256  # rows of a partial sum of potentials
+TILE = 256  # rows that queries share in `hamming_nearest`
+QUERIES = 32  # that a thread takes at a time there
 PARTS = 16  # of the rows of `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
@@ -179,97 +191,6 @@ def _argmax_code(responses, codes):
                 larger = not r[k, j] <= best[j] and best[j] == best[j]  # the first NaN wins
                 best[j] = r[k, j] if larger else best[j]
                 codes[i, j] = k if larger else codes[i, j]
-
-
-def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
-    """As `reference.nearest_code`, ROWS rows of one group at a time, so that the loops run along the rows."""
-    b, D, s = query.shape
-    loops.check_book("keys", keys, D, s)
-    codes = np.empty((b, D), np.int32)
-    distances = np.empty((b, D), query.dtype)
-    _nearest_code(*loops.inputs(query.dtype, query, keys), codes, distances)
-    return codes, distances
-
-
-@loops.parallel
-def _nearest_code(query, keys, codes, distances):
-    b, D, s = query.shape
-    K = keys.shape[1]
-    for block in prange((b + ROWS - 1) // ROWS):
-        start = block * ROWS
-        n = min(ROWS, b - start)
-        q = np.empty((s, ROWS), query.dtype)
-        distance = np.empty(ROWS, query.dtype)
-        best = np.empty(ROWS, query.dtype)
-        code = np.empty(ROWS, np.int32)
-        for j in range(D):
-            g = min(j, len(keys) - 1)
-            for i in range(n):
-                for c in range(s):
-                    q[c, i] = query[start + i, j, c]
-                best[i] = np.inf
-                code[i] = 0
-            for k in range(K):
-                for i in range(n):
-                    distance[i] = 0
-                for c in range(s):
-                    x = keys[g, k, c]
-                    for i in range(n):
-                        difference = q[c, i] - x
-                        distance[i] += difference * difference
-                for i in range(n):
-                    nearer = not distance[i] >= best[i] and best[i] == best[i]  # a NaN wins, the first one
-                    best[i] = distance[i] if nearer else best[i]
-                    code[i] = k if nearer else code[i]
-            for i in range(n):
-                codes[start + i, j] = code[i]
-                distances[start + i, j] = best[i]
-
-
-def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
-    """As `reference.potentials`, ROWS rows of one group at a time."""
-    b, D, s = query.shape
-    loops.check_book("keys", keys, D, s)
-    loops.check_shape("distances", distances, b, D)
-    loops.check_shape("counts", counts, b)
-    partial = np.empty((-(-b // TILE), D, keys.shape[1]))
-    _potentials(*loops.inputs(query.dtype, query, keys, distances, counts), partial)
-    return partial.sum(axis=0).astype(query.dtype)
-
-
-@loops.parallel
-def _potentials(query, keys, distances, counts, partial):
-    b, D, s = query.shape
-    K = keys.shape[1]
-    for tile in prange(len(partial)):
-        q = np.empty((s, ROWS), query.dtype)
-        nearest = np.empty(ROWS, query.dtype)
-        distance = np.empty(ROWS, query.dtype)
-        sums = np.empty((K, ROWS))  # a sum for each place in a block: so nothing is carried over
-        for j in range(D):
-            g = min(j, len(keys) - 1)
-            sums[:] = 0
-            for start in range(tile * TILE, min((tile + 1) * TILE, b), ROWS):
-                n = min(ROWS, b - start)
-                for i in range(n):
-                    nearest[i] = distances[start + i, j]
-                    for c in range(s):
-                        q[c, i] = query[start + i, j, c]
-                for k in range(K):
-                    for i in range(n):
-                        distance[i] = 0
-                    for c in range(s):
-                        x = keys[g, k, c]
-                        for i in range(n):
-                            difference = q[c, i] - x
-                            distance[i] += difference * difference
-                    for i in range(n):
-                        sums[k, i] += np.float64(counts[start + i]) * min(distance[i], nearest[i])
-            for k in range(K):
-                total = 0.0
-                for i in range(ROWS):
-                    total += sums[k, i]
-                partial[tile, j, k] = total
 
 
 def decode(codes: Integers, values: Array) -> Array:
@@ -530,6 +451,34 @@ def _unpack_codes(packed, n_bits, ids, codes):
             codes[i, j] = (window >> (bit & 7)) & mask
 
 
+def unpack_levels(
+    packed: NDArray[np.uint8], n_bits: int, levels: Array, ids: Integers, n_groups: int
+) -> Array:
+    """As `reference.unpack_levels`; codes of a byte each need no shift."""
+    if n_bits != 8:
+        return levels[unpack_codes(packed, n_bits, ids, n_groups)]
+    check_range("ids", ids, packed.size // n_groups)
+    loops.check_shape("ids", ids, ids.size)
+    loops.check_shape("levels", levels, 256)
+    out = np.empty((ids.size, n_groups), levels.dtype)
+    _unpack_levels(
+        *loops.inputs(np.uint8, packed),
+        *loops.inputs(levels.dtype, levels),
+        *loops.inputs(np.int64, ids),
+        out,
+    )
+    return out
+
+
+@loops.parallel
+def _unpack_levels(packed, levels, ids, out):
+    w = out.shape[1]
+    for i in prange(ids.size):
+        row = packed[ids[i] * w : (ids[i] + 1) * w]
+        for j in range(w):
+            out[i, j] = levels[row[j]]
+
+
 def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:
     """As `reference.pack_prefix`."""
     check_range("codes", codes, len(lengths))
@@ -605,17 +554,74 @@ def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
 def _hamming(words, others, out):
     for i in prange(len(out)):
         for j in range(len(others)):
-            count = np.uint64(0)
+            count = 0
             for w in range(words.shape[1]):
-                # Bits counted in pairs, fours, bytes; the product adds up the bytes. LLVM makes it popcnt.
-                x = words[i, w] ^ others[j, w]
-                x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-                x = (x & np.uint64(0x3333333333333333)) + (
-                    (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
-                )
-                x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-                count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+                count += _popcount(words[i, w] ^ others[j, w])
             out[i, j] = count
+
+
+def hamming_nearest(
+    words: NDArray[np.uint64], others: NDArray[np.uint64], k: int
+) -> tuple[Integers, Integers]:
+    """As `reference.hamming_nearest`, TILE rows at a time, which a block of queries shares in the cache."""
+    loops.check_shape("others", others, len(others), words.shape[1])
+    k = min(int(k), len(others))
+    ids, distances = np.empty((len(words), k), np.int32), np.empty((len(words), k), np.int32)
+    if k:
+        _hamming_nearest(*loops.inputs(np.uint64, words, others), ids, distances)
+    return ids, distances
+
+
+@loops.parallel
+def _hamming_nearest(words, others, ids, distances):
+    b, W = words.shape
+    k = ids.shape[1]
+    for block in prange((b + QUERIES - 1) // QUERIES):
+        queries = range(block * QUERIES, min((block + 1) * QUERIES, b))
+        tile = np.empty((W, TILE), np.uint64)  # transposed, so that the loops run along the rows
+        count = np.empty(TILE, np.int64)
+        for i in queries:
+            distances[i] = 64 * W + 1
+        for start in range(0, len(others), TILE):
+            n = min(TILE, len(others) - start)
+            for j in range(n):
+                for w in range(W):
+                    tile[w, j] = others[start + j, w]
+            for i in queries:
+                worst = distances[i, k - 1]
+                if _counts(words[i], tile, n, count) >= worst:
+                    continue
+                for j in range(n):
+                    if count[j] < distances[i, k - 1]:
+                        t = k - 1  # insert; what is farther moves on by one
+                        while t > 0 and distances[i, t - 1] > count[j]:
+                            distances[i, t] = distances[i, t - 1]
+                            ids[i, t] = ids[i, t - 1]
+                            t -= 1
+                        distances[i, t] = count[j]
+                        ids[i, t] = start + j
+
+
+@loops.serial
+def _counts(words, tile, n, count):
+    """In how many bits each row of a tile differs, and the least of that."""
+    count[:n] = 0
+    for w in range(len(words)):
+        for j in range(n):
+            count[j] += _popcount(words[w] ^ tile[w, j])
+    least = count[0]
+    for j in range(n):
+        least = min(least, count[j])
+    return least
+
+
+@loops.serial
+def _popcount(x):
+    """Bits counted in pairs, fours, bytes; the product adds up the bytes. LLVM makes it popcnt."""
+    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 # --- Recurrence and loss --------------------------------------------------------------------------------

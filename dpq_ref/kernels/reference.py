@@ -22,6 +22,8 @@ Integers = NDArray[np.integer]
 
 xp = np
 BLOCK = 1 << 22  # entries of the largest array that a blocked loop makes
+WIDTH = 128  # points of a tile
+CENTRE = 1024  # points that the centre of all is taken from, about
 
 
 def check_range(name: str, indices: Integers, size: int) -> None:
@@ -347,10 +349,8 @@ def vq_codes(query: Array, keys: Array, statistics: Statistics, epsilon: float) 
     return argmax_code(batch_norm_apply(euclidean_responses(query, keys), *statistics, epsilon))
 
 
-def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
+def nearest_code(query: Array, keys: Array) -> Integers:
     """Nearest key of each query, block by block: never more than BLOCK distances at a time.
-
-    This is also the assignment step of k-means, in all groups at once.
 
     Parameters
     ----------
@@ -359,44 +359,33 @@ def nearest_code(query: Array, keys: Array) -> tuple[Integers, Array]:
 
     Returns
     -------
-    codes : (b, D) int32, ties to the smallest k
-    distances : (b, D) squared
+    (b, D) int32, ties to the smallest k
     """
     b, D, _ = query.shape
     codes = np.empty((b, D), np.int32)
-    distances = np.empty((b, D), query.dtype)
     step = max(1, BLOCK // (D * keys.shape[1]))
     for i in range(0, b, step):
-        responses = euclidean_responses(query[i : i + step], keys)
-        block = argmax_code(responses)
-        codes[i : i + step] = block
-        distances[i : i + step] = -np.take_along_axis(responses, block[:, :, None], axis=2)[:, :, 0]
-    return codes, distances
+        codes[i : i + step] = argmax_code(euclidean_responses(query[i : i + step], keys))
+    return codes
 
 
-def potentials(query: Array, keys: Array, distances: Array, counts: Array) -> Array:
-    """Sum up what one key more would leave of the squared distances: how k-means++ chooses among draws.
-
-    out[j,k] = sum_i counts[i] min(distances[i,j], |q[i,j] - K[j,k]|^2)
+def code_distances(query: Array, keys: Array, codes: Integers) -> Array:
+    """Squared distances of queries to the keys of their codes, by direct differences.
 
     Parameters
     ----------
     query : (b, D, s)
     keys : (D or 1, K, s)
-    distances : (b, D)
-        Squared, to the nearest of the keys that are there already.
-    counts : (b,)
+    codes : (b, D) integers in [0, K)
 
     Returns
     -------
-    (D, K)
+    (b, D)
     """
-    out = np.zeros((query.shape[1], keys.shape[1]))
-    step = max(1, BLOCK // out.size)
-    for i in range(0, len(query), step):
-        left = np.minimum(distances[i : i + step, :, None], -euclidean_responses(query[i : i + step], keys))
-        out += np.einsum("i,ijk->jk", counts[i : i + step], left, dtype=np.float64)
-    return out.astype(query.dtype)
+    distances = np.zeros(codes.shape, query.dtype)
+    for difference in np.moveaxis(query - decode(codes, keys), 2, 0):
+        distances += difference * difference
+    return distances
 
 
 def decode(codes: Integers, values: Array) -> Array:
@@ -483,6 +472,142 @@ def combine(coefficients: Array, basis: Array) -> Array:
     for m, row in enumerate(basis):
         out += coefficients[:, m, None] * row
     return out
+
+
+# --- k-means in all groups at once ------------------------------------------------------------------------
+
+
+def point_tiles(points: Array) -> tuple[Array, Array]:
+    """Points as a step of k-means on the CPU reads them again and again: transposed, about their centre.
+
+    Parameters
+    ----------
+    points : (n, D, s)
+
+    Returns
+    -------
+    tiles : (ceil(n / WIDTH), D, s + 1, WIDTH)
+        tiles[t,j,c,i] = points[WIDTH t + i,j,c] - centre[j,c], 0 beyond n; tiles[t,j,s] = 1.
+    centre : (D, s)
+        The mean of about CENTRE points, evenly spaced.
+    """
+    n, D, s = points.shape
+    centre = points[:: max(1, n // CENTRE)].mean(axis=0, dtype=np.float64).astype(points.dtype)
+    rows = np.zeros((-(-n // WIDTH) * WIDTH, D, s + 1), points.dtype)
+    rows[:n, :, :s] = points - centre
+    rows[:, :, s] = 1
+    return np.ascontiguousarray(rows.reshape(-1, WIDTH, D, s + 1).transpose(0, 2, 3, 1)), centre
+
+
+def kmeans_sums(
+    points: Array, keys: Array, weights: Array, tiles: tuple[Array, Array] | None = None
+) -> tuple[Integers, Array, Array]:
+    """One step of Lloyd's: the nearest key of each point, and the sums that its means are made of.
+
+    Parameters
+    ----------
+    points : (n, D, s)
+    keys : (D, K, s)
+    weights : (n,)
+    tiles : what `point_tiles` makes of the points, optional
+        To save time where the same points come again. Not needed here.
+
+    Returns
+    -------
+    codes : (n, D) int32
+    sums : (D, K, s) float64
+        sums[j,k] = sum of weights[i] points[i,j] with codes[i,j] = k
+    counts : (D, K) float64
+        Likewise of the weights.
+    """
+    codes = nearest_code(points, keys)
+    sums = np.zeros(keys.shape)
+    step = max(1, BLOCK // points[:1].size) if len(points) else 1
+    for i in range(0, len(points), step):
+        weighted = weights[i : i + step, None, None].astype(np.float64) * points[i : i + step]
+        sums += sum_by_code(codes[i : i + step], weighted, keys.shape[1])
+    return codes, sums, count_codes(codes, weights.astype(np.float64), keys.shape[1])
+
+
+def plus_plus(points: Array, weights: Array, uniforms: Array) -> Integers:
+    """Rows to start k-means from: each next is drawn by its weighted squared distance to those there are.
+
+    Of several draws the one that lowers the sum of these most is kept (Arthur, Vassilvitskii 2007, section
+    7). The first is drawn by weight; where all weighted distances are 0, evenly.
+
+    Parameters
+    ----------
+    points : (n, D, s)
+    weights : (n,)
+    uniforms : (D, K, trials) in [0, 1)
+        What draws are made of.
+
+    Returns
+    -------
+    (D, K) int32
+    """
+    n, D, _ = points.shape
+    rows = np.empty(uniforms.shape[:2], np.int32)
+    for j, group in enumerate(points.swapaxes(0, 1)):
+        nearest = np.ones(n, points.dtype)
+        for k, draws in enumerate(uniforms[j]):
+            cumulative = np.cumsum(weights * nearest, dtype=np.float64)
+            drawn = np.searchsorted(cumulative, draws * cumulative[-1], side="right")
+            drawn = np.minimum(drawn if cumulative[-1] > 0 else (draws * n).astype(int), n - 1)
+            distances = -euclidean_responses(group[:, None], group[None, drawn])[:, 0].T  # (trials, n)
+            if k:
+                distances = np.minimum(nearest, distances)
+            best = (distances @ weights.astype(np.float64)).argmin() if k else 0
+            rows[j, k], nearest = drawn[best], distances[best]
+    return rows
+
+
+def multiply(rows: Array, matrix: Array) -> Array:
+    """Matrix product, (n, p), (p, q) -> (n, q); `combine` is one whose rows do not depend on others."""
+    return rows @ matrix
+
+
+def cross(left: Array, right: Array, weights: Array) -> Array:
+    """Weighted sum over rows, sum_i weights[i] left[i]^T right[i].
+
+    Parameters
+    ----------
+    left : (n, p)
+    right : (n, q)
+    weights : (n,)
+
+    Returns
+    -------
+    (p, q) float64
+    """
+    return (weights[:, None] * left).T.astype(np.float64) @ right
+
+
+def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
+    """Rows times the signs of what a rotation makes of them: a step of iterative quantization.
+
+    Parameters
+    ----------
+    rows : (n, p)
+    rotation : (p, q)
+    weights : (n,)
+
+    Returns
+    -------
+    product : (p, q) float64
+        sum_i weights[i] rows[i]^T b[i], b = 1 where rows @ rotation >= 0, else -1.
+    loss : float64
+        sum_i weights[i] |b[i] - rows[i] rotation|^2
+    """
+    rotated = rows @ rotation
+    signs = np.where(rotated < 0, -1, 1).astype(rows.dtype)
+    rest = np.square(signs - rotated).sum(axis=1, dtype=np.float64)
+    return cross(rows, signs, weights), np.dot(weights.astype(np.float64), rest)
+
+
+def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
+    """On which side of planes through 0 rows lie, (n, d), (d, c) -> (n, c): 1 where `combine` is >= 0."""
+    return (combine(rows, planes) >= 0).astype(np.uint8)
 
 
 # --- Codes of which a row is the sum ------------------------------------------------------------------------
@@ -604,6 +729,13 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
 
 
+def unpack_levels(
+    packed: NDArray[np.uint8], n_bits: int, levels: Array, ids: Integers, n_groups: int
+) -> Array:
+    """Levels of the codes of some rows, as `unpack_codes`, levels (2**n_bits,) -> (b, D)."""
+    return levels[unpack_codes(packed, n_bits, ids, n_groups)]
+
+
 def canonical_code(lengths: Integers) -> Integers:
     """Prefix code whose words have given lengths: in order of length, then of number, each is the next.
 
@@ -709,6 +841,27 @@ def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
     for column, other in zip(words.T, others.T, strict=True):
         out += np.bitwise_count(column[:, None] ^ other)
     return out
+
+
+def hamming_nearest(
+    words: NDArray[np.uint64], others: NDArray[np.uint64], k: int
+) -> tuple[Integers, Integers]:
+    """Rows that differ from each row of words in the fewest bits.
+
+    Parameters
+    ----------
+    words : (b, W) uint64
+    others : (m, W) uint64
+    k : int, at most m
+
+    Returns
+    -------
+    ids : (b, k) int32, nearest first, ties to the smallest
+    distances : (b, k) int32
+    """
+    distances = hamming(words, others)
+    ids = np.argsort(distances, axis=1, kind="stable")[:, :k].astype(np.int32)
+    return ids, np.take_along_axis(distances, ids, axis=1)
 
 
 # --- Recurrence and loss ------------------------------------------------------------------------------------

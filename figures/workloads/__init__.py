@@ -2,5 +2,21 @@
 
 from figures.workloads.dpq import dpq, moving_averages
 from figures.workloads.kernels import kernel
+from figures.workloads.linear import itq, low_rank
+from figures.workloads.look_up import hamming, int8, text
+from figures.workloads.quantizers import product, product_codes, product_sampled, rotated_product
 
-__all__ = ["dpq", "kernel", "moving_averages"]
+__all__ = [
+    "dpq",
+    "hamming",
+    "int8",
+    "itq",
+    "kernel",
+    "low_rank",
+    "moving_averages",
+    "product",
+    "product_codes",
+    "product_sampled",
+    "rotated_product",
+    "text",
+]

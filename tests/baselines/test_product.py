@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from baselines import OptimizedProductQuantizer, ProductQuantizer
 from baselines.product import expected_error, principal_groups
 from dpq_ref.compressed import load
+from dpq_ref.kmeans import KMeans
 
 
 def table(n=500, d=12, seed=0, dtype=np.float32):
@@ -417,3 +418,23 @@ def test_rotation_ends_early_once_nothing_is_gained():
 def test_bad_parameters_of_the_rotation(parameters, error, message):
     with pytest.raises(error, match=message):
         OptimizedProductQuantizer(**{"n_groups": 3, "n_codes": 8} | parameters).fit(table())
+
+
+def test_a_sample_of_rows(monkeypatch):
+    """Learned from K rows_per_code rows with weight, and codes of all; no sample where there are no more."""
+    X = np.random.default_rng(0).standard_normal((600, 6)).astype(np.float32)
+    seen = []
+    fit = KMeans.fit
+    monkeypatch.setattr(
+        KMeans, "fit", lambda self, points, *more: seen.append(points) or fit(self, points, *more)
+    )
+    weights = np.r_[np.ones(500), np.zeros(100)]
+    parameters = {"n_groups": 3, "n_codes": 8, "random_state": 0}
+    sampled = ProductQuantizer(rows_per_code=20, **parameters).fit(X, sample_weight=weights)
+    rows = {row.tobytes() for row in seen[0].reshape(-1, 6)}
+    assert len(rows) == 160 and rows <= {row.tobytes() for row in X[:500]}
+    np.testing.assert_array_equal(sampled.codes_, sampled.transform(X))
+    whole, same = (ProductQuantizer(rows_per_code=r, **parameters).fit(X) for r in (None, 75))
+    np.testing.assert_array_equal(whole.codebooks_, same.codebooks_)
+    with pytest.raises(ValueError, match="rows_per_code=0"):
+        ProductQuantizer(rows_per_code=0, **parameters).fit(X)

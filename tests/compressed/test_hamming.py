@@ -37,3 +37,24 @@ def test_tables_without_bits():
         hamming_similarity(ScalarTable.from_codes(np.ones((2, 2), int), 2), [0])
     with pytest.raises(IndexError, match=r"\[0, 2\), got 2"):
         hamming_similarity(ScalarTable.from_codes(np.ones((2, 2), int), 1), [2])
+
+
+@pytest.mark.parametrize("n, dim, k", [(1, 1, 1), (300, 70, 5), (700, 200, 700), (900, 3, 4)])
+def test_nearest_rows_by_bits(n, dim, k):
+    """Against a stable sort of all distances: many tie in three columns."""
+    bits = np.random.default_rng(0).integers(0, 2, (n, dim))
+    table, ids = ScalarTable.from_codes(bits, 1), np.arange(n)[::7]
+    distances = (bits[ids, None] != bits).sum(axis=2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    neighbours, found = table.nearest(ids, k)
+    np.testing.assert_array_equal(neighbours, expected)
+    np.testing.assert_array_equal(found, np.take_along_axis(distances, expected, axis=1))
+
+
+def test_nearest_rows_that_there_are_not():
+    table = ScalarTable.from_codes(np.zeros((3, 4), int), 1)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f"k={k}"):
+            table.nearest([0], k)
+    with pytest.raises(ValueError, match=r"nearest\(\) needs n_bits=1, this table has 2"):
+        ScalarTable.from_codes(np.zeros((3, 4), int), 2).nearest([0], 1)

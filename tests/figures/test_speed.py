@@ -103,10 +103,12 @@ def test_kernels_agree(of):
     workloads.kernel(of).agree()
 
 
-def test_what_disagrees_is_not_timed(monkeypatch):
+def test_what_disagrees_is_not_timed(tmp_path, monkeypatch):
     def disagree():
         raise AssertionError("another answer")
 
     work = speed.Work("", lambda: pytest.fail("timed"), agree=disagree)
+    monkeypatch.setattr(workloads, "sleep", lambda **_: work, raising=False)
+    (tmp_path / "grid.toml").write_text(GRID)
     with pytest.raises(AssertionError, match="another answer"):
-        speed.measure("work", work, threads=1, runs=1, goals={}, floor_goal=None)
+        speed.run(tmp_path / "grid.toml", runs=1, on_row=pytest.fail)

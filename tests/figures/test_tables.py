@@ -106,6 +106,17 @@ def test_a_run_is_what_the_estimator_gives(folder, records):
         assert 0 < record["seconds"]["lookup"] < 1 and 0 < record["seconds"]["fit"]
 
 
+def test_a_table_in_text_is_the_same_table(folder):
+    X = vectors_of(folder)
+    lines = [f"w{i} {' '.join(map(repr, row.tolist()))}\n" for i, row in enumerate(X)]
+    (folder / "table.txt").write_text("".join(lines))
+    from_text, from_npz = (
+        tables.read(tables.Paths(str(folder / f"table.{end}"), None, None)) for end in ("txt", "npz")
+    )
+    assert from_text.words == from_npz.words
+    np.testing.assert_array_equal(from_text.vectors, from_npz.vectors.astype(np.float32))
+
+
 def test_seeds_reach_the_methods(records):
     assert "itq_n_bits=5_seed=0" in records and "itq_n_bits=5_seed=1" not in records
     errors = {records[f"product_ratio=4_seed={seed}"]["metrics"]["relative_error"] for seed in (0, 1)}

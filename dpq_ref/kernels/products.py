@@ -1,0 +1,172 @@
+"""Products of tall matrices on the CPU: each thread takes blocks of rows, and BLAS multiplies a block.
+
+The callers see to it that BLAS uses one thread. Sums over rows are taken in float64 from block to block, in
+partial sums whose number does not depend on that of the threads.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from dpq_ref.kernels import loops
+from dpq_ref.kernels.reference import Array
+
+ROWS = 512  # of a block
+CHUNKS = 8  # the most partial sums
+
+_fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+
+def multiply(rows: Array, matrix: Array) -> Array:
+    """As `reference.multiply`."""
+    loops.check_shape("matrix", matrix, rows.shape[1], matrix.shape[1])
+    out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
+    _multiply(*loops.inputs(rows.dtype, rows, matrix), out)
+    return out
+
+
+@loops.parallel
+def _multiply(rows, matrix, out):
+    for block in prange(-(-len(rows) // ROWS)):
+        start, stop = block * ROWS, min((block + 1) * ROWS, len(rows))
+        np.dot(rows[start:stop], matrix, out[start:stop])
+
+
+def cross(left: Array, right: Array, weights: Array) -> Array:
+    """As `reference.cross`."""
+    n, p = left.shape
+    loops.check_shape("right", right, n, right.shape[1])
+    loops.check_shape("weights", weights, n)
+    sums = np.zeros((_chunks(n, p), p, right.shape[1]))
+    _cross(*loops.inputs(left.dtype, left, right, weights), sums)
+    return sums.sum(axis=0)
+
+
+@loops.parallel
+def _cross(left, right, weights, sums):
+    n, p = left.shape
+    for chunk in prange(len(sums)):
+        weighted = np.empty((ROWS, p), left.dtype)
+        partial = np.empty(sums.shape[1:], left.dtype)
+        first, last = _bounds(n, chunk, len(sums))
+        for start in range(first, last, ROWS):
+            m = min(ROWS, n - start)
+            for i in range(m):
+                for c in range(p):
+                    weighted[i, c] = weights[start + i] * left[start + i, c]
+            np.dot(weighted[:m].T, right[start : start + m], partial)
+            _add(partial, sums[chunk])
+
+
+def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
+    """As `reference.sign_products`; signs stay in the cache."""
+    n, c = rows.shape
+    loops.check_shape("rotation", rotation, c, rotation.shape[1])
+    loops.check_shape("weights", weights, n)
+    sums = np.zeros((_chunks(n, c), *rotation.shape))
+    losses = np.zeros(len(sums))
+    _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
+    return sums.sum(axis=0), losses.sum()
+
+
+@loops.parallel
+def _sign_products(rows, rotation, weights, sums, losses):
+    n, c = rows.shape
+    for chunk in prange(len(sums)):
+        rotated = np.empty((ROWS, rotation.shape[1]), rows.dtype)
+        partial = np.empty(sums.shape[1:], rows.dtype)
+        first, last = _bounds(n, chunk, len(sums))
+        for start in range(first, last, ROWS):
+            m = min(ROWS, n - start)
+            block = rows[start : start + m]
+            np.dot(block, rotation, rotated[:m])
+            losses[chunk] += _to_signs(rotated[:m], weights[start : start + m])
+            np.dot(block.T, rotated[:m], partial)
+            _add(partial, sums[chunk])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def _to_signs(rotated, weights):
+    """Weighted signs in place of rows; the weighted squares of what they lack."""
+    loss = 0.0
+    for i in range(len(rotated)):
+        w = weights[i]
+        total = rotated.dtype.type(0)
+        for j in range(rotated.shape[1]):
+            x = rotated[i, j]
+            rest = abs(x) - rotated.dtype.type(1)
+            total += rest * rest
+            rotated[i, j] = -w if x < 0 else w
+        loss += w * np.float64(total)
+    return loss
+
+
+def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
+    """As `reference.sides`, by a matrix product; what that leaves open, in order.
+
+    With u half of eps, both that and the sum in order are off by less than d u |row| |plane|.
+    """
+    loops.check_shape("planes", planes, rows.shape[1], planes.shape[1])
+    bits = np.empty((len(rows), planes.shape[1]), np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach = np.sqrt((planes.astype(np.float64) ** 2).sum(axis=0).max(initial=0)).astype(rows.dtype)
+    _sides(*loops.inputs(rows.dtype, rows, planes), reach, bits)
+    return bits
+
+
+@loops.parallel
+def _sides(rows, planes, reach, bits):
+    for block in prange(-(-len(rows) // ROWS)):
+        start, stop = block * ROWS, min((block + 1) * ROWS, len(rows))
+        scores = np.dot(rows[start:stop], planes)
+        for i in range(start, stop):
+            room = 2 * rows.shape[1] * np.finfo(rows.dtype).eps * reach * np.sqrt(_square(rows[i]))
+            room += np.finfo(rows.dtype).tiny
+            _compare(scores[i - start], rows.dtype.type(room), bits[i])
+            for j in range(planes.shape[1]):
+                if bits[i, j] > 1:
+                    bits[i, j] = _in_order(rows, i, planes, j) >= 0
+
+
+@_fused
+def _compare(scores, room, bits):
+    """1 or 0 as the score is above or below; 2 where it is not known, or not finite."""
+    for j in range(len(scores)):
+        bits[j] = 1 if scores[j] > room else 0 if scores[j] < -room else 2
+
+
+@loops.serial
+def _in_order(rows, i, planes, j):
+    total = rows.dtype.type(0)
+    for m in range(rows.shape[1]):
+        total += rows[i, m] * planes[m, j]
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def _square(x):
+    total = x.dtype.type(0)
+    for c in range(len(x)):
+        total += x[c] * x[c]
+    return total
+
+
+@_fused
+def _add(partial, sums):
+    for i in range(len(sums)):
+        for j in range(sums.shape[1]):
+            sums[i, j] += partial[i, j]
+
+
+def _chunks(n: int, width: int) -> int:
+    """Partial sums, of which all take less than the rows."""
+    return max(1, min(CHUNKS, -(-n // ROWS), n // (4 * width)))
+
+
+@_fused
+def _bounds(n, chunk, n_chunks):
+    """First row of a chunk, and of the next."""
+    blocks = (n + ROWS - 1) // ROWS
+    return blocks * chunk // n_chunks * ROWS, min(blocks * (chunk + 1) // n_chunks * ROWS, n)
