@@ -104,7 +104,6 @@ def rates(runs: int = 15) -> tuple[float, float]:
 
 def measure(name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any]) -> list[Row]:
     """Rows of a work, with the goals of its entry in the grid: one for each peer, or one alone."""
-    work.agree()
     with threads_of_all(threads):
         seconds = in_turn({"ours": work.ours, **work.peers}, runs)
         operations, copied = rates()
@@ -147,6 +146,7 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
         parameters = {k: v for k, v in entry.items() if k not in OWN}
         for name, cell in cells([parameters]):
             work = getattr(workloads, name)(**cell)
+            work.agree()
             for threads in entry.get("threads", [1]):
                 rows = measure(name, work, threads=threads, runs=entry.get("runs", runs), entry=entry)
                 for row in rows:

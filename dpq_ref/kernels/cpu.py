@@ -480,14 +480,80 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
 
 @loops.serial
 def _unpack_codes(packed, n_bits, ids, codes):
-    mask = (1 << n_bits) - 1
+    D = codes.shape[1]
     for i in range(ids.size):
-        for j in range(codes.shape[1]):
-            bit = (ids[i] * codes.shape[1] + j) * n_bits
-            window = 0
+        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes[i])
+
+
+@loops.inlined
+def _unpack_row(packed, n_bits, bit, codes):
+    """Codes from a bit of the stream on; each ends in the 32 bits from its first byte on."""
+    mask = (1 << n_bits) - 1
+    if (bit + (codes.size - 1) * n_bits) // 8 + 4 <= packed.size:
+        for j in range(codes.size):
+            codes[j] = (np.int64(loops.load_word(packed, bit >> 3)) >> (bit & 7)) & mask
+            bit += n_bits
+    else:  # the end of the stream, byte by byte
+        for j in range(codes.size):
+            word = 0
             for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
-                window |= packed[byte] << (8 * (byte - (bit >> 3)))
-            codes[i, j] = (window >> (bit & 7)) & mask
+                word |= packed[byte] << (8 * (byte - (bit >> 3)))
+            codes[j] = (word >> (bit & 7)) & mask
+            bit += n_bits
+
+
+def decode_packed(
+    packed: NDArray[np.uint8],
+    n_bits: int,
+    ids: Integers,
+    n_groups: int,
+    values: Array,
+    out: Array | None = None,
+) -> Array:
+    """As `reference.decode_packed`; no more than one row of codes at a time."""
+    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
+    loops.check_shape("ids", ids, ids.size)
+    _, K, s = values.shape
+    loops.check_book("values", values, n_groups, s)
+    out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
+    loops.check_shape("out", out, ids.size, n_groups * s)
+    largest = np.zeros(-(-ids.size // ROWS), np.int32)
+    arrays = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids), *loops.inputs(out.dtype, values)
+    _decode_packed(*arrays, int(n_bits), int(n_groups), largest, out.reshape(-1))
+    if K < 1 << n_bits:
+        check_range("codes", largest, K)
+    return out
+
+
+@loops.parallel
+def _decode_packed(packed, ids, values, n_bits, D, largest, out):
+    w = D * values.shape[2]
+    for block in prange(largest.size):
+        rows = ids[block * ROWS : (block + 1) * ROWS]
+        place = out[block * ROWS * w : (block * ROWS + rows.size) * w]
+        largest[block] = _decode_rows(packed, rows, values, n_bits, D, place)
+
+
+@loops.serial
+def _decode_rows(packed, ids, values, n_bits, D, out):
+    """Largest code. It may be beyond the values of a damaged stream; the last value stands for it then."""
+    books, K, s = values.shape
+    book = values.reshape(-1)
+    codes = np.empty(D, np.int32)
+    step = K * s if books > 1 else 0
+    largest = place = 0
+    for i in range(ids.size):
+        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes)
+        if K < 1 << n_bits:
+            for j in range(D):
+                largest = max(largest, codes[j])
+                codes[j] = min(codes[j], K - 1)
+        start = 0
+        for j in range(D):
+            loops.copy_short(out, place, book, start + codes[j] * s, s)
+            place += s
+            start += step
+    return largest
 
 
 def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:

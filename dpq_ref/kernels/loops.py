@@ -1,9 +1,11 @@
-"""What the Numba kernels share: how they are compiled, how arrays come in, and an exponential."""
+"""What the Numba kernels share: how they are compiled, how arrays come in, vectors, and an exponential."""
 
 from typing import Any
 
 import numpy as np
-from numba import extending, float64, njit
+from llvmlite import ir
+from numba import extending, float64, njit, types
+from numba.core import cgutils
 from numpy.typing import DTypeLike, NDArray
 
 from dpq_ref.kernels.reference import Array
@@ -11,6 +13,8 @@ from dpq_ref.kernels.reference import Array
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 serial: Any = njit(cache=True, nogil=True, error_model="numpy")
 parallel: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+inlined: Any = njit(inline="always", error_model="numpy")  # a call counts references to its arrays
+_intrinsic: Any = extending.intrinsic
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
@@ -21,8 +25,9 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     """
     views = []
     for array in arrays:
-        cast = array.astype(dtype, casting="same_kind", copy=False)
-        view = np.require(cast, requirements=["C", "A"]).view()
+        if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
+            array = np.require(array.astype(dtype, casting="same_kind", copy=False), requirements=["C", "A"])
+        view = array.view()
         view.flags.writeable = False
         views.append(view)
     return views
@@ -38,6 +43,64 @@ def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
     """Raise ValueError unless a codebook fits, be it one per group or shared."""
     if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
         raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
+
+
+@_intrinsic
+def load_word(typing, stream, byte):
+    """32 bits of a stream of bytes from a byte on, the first one lowest; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, 0)
+        return builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()), align=1)
+
+    return types.uint32(stream, types.intp), generate
+
+
+def _copy_vector(n_lanes: int) -> Any:
+    @_intrinsic
+    def copy(typing, to, start, source, at):
+        """to[start : start + n] = source[at : at + n] by one load and one store; nothing is checked.
+
+        Both have one axis, are in C order and of one dtype.
+        """
+
+        def generate(context, builder, signature, arguments):
+            entry = context.get_value_type(to.dtype)
+            vector, align = ir.VectorType(entry, n_lanes).as_pointer(), context.get_abi_sizeof(entry)
+            target, origin = (
+                builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
+            )
+            builder.store(builder.load(origin, align=align), target, align=align)
+            return context.get_dummy_value()
+
+        return types.void(to, types.intp, source, types.intp), generate
+
+    return copy
+
+
+copy_4, copy_8 = _copy_vector(4), _copy_vector(8)
+
+
+def _pointer(context, builder, signature, arguments, i):
+    """Address of an entry: arguments i and i + 1 are an array of one axis and an index."""
+    array = context.make_array(signature.args[i])(context, builder, arguments[i])
+    return cgutils.gep_inbounds(builder, array.data, arguments[i + 1])
+
+
+@inlined
+def copy_short(to, start, source, at, n):
+    """to[start : start + n] = source[at : at + n] of few entries: whole vectors; the last overlaps."""
+    if n >= 8:
+        copy_8(to, start, source, at)
+        for c in range(8, n - 8, 8):
+            copy_8(to, start + c, source, at + c)
+        copy_8(to, start + n - 8, source, at + n - 8)
+    elif n >= 4:
+        copy_4(to, start, source, at)
+        copy_4(to, start + n - 4, source, at + n - 4)
+    else:
+        for c in range(n):
+            to[start + c] = source[at + c]
 
 
 def exp(x: Any) -> Any:

@@ -583,6 +583,36 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     return (bits.astype(np.int32) << np.arange(n_bits, dtype=np.int32)).sum(axis=2, dtype=np.int32)
 
 
+def decode_packed(
+    packed: NDArray[np.uint8],
+    n_bits: int,
+    ids: Integers,
+    n_groups: int,
+    values: Array,
+    out: Array | None = None,
+) -> Array:
+    """Rows of a compressed table: `decode` of `unpack_codes`, the values of a row side by side.
+
+    Parameters
+    ----------
+    packed : (bytes,) uint8, from `pack_codes`
+    n_bits : int from 1 to 16
+    ids : (b,) integers, the rows wanted
+    n_groups : int
+    values : (D or 1, K, s)
+    out : (b, D*s), optional
+        Where they go, in C order.
+
+    Returns
+    -------
+    (b, D*s)
+    """
+    rows = decode(unpack_codes(packed, n_bits, ids, n_groups), values)
+    out = np.empty((len(ids), n_groups * values.shape[2]), values.dtype) if out is None else out
+    out[:] = rows.reshape(out.shape)
+    return out
+
+
 def canonical_code(lengths: Integers) -> Integers:
     """Prefix code whose words have given lengths: in order of length, then of number, each is the next.
 

@@ -62,10 +62,12 @@ def test_ratios_and_floor(tmp_path, monkeypatch, runs):
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
 
 
-def test_what_disagrees_is_not_timed(monkeypatch):
+def test_what_disagrees_is_not_timed(tmp_path, monkeypatch):
     def disagree():
         raise AssertionError("another answer")
 
     work = speed.Work("", lambda: pytest.fail("timed"), agree=disagree)
+    monkeypatch.setattr(workloads, "sleep", lambda milliseconds: work, raising=False)
+    (tmp_path / "grid.toml").write_text(GRID)
     with pytest.raises(AssertionError, match="another answer"):
-        speed.measure("work", work, threads=1, runs=1, entry={})
+        speed.run(tmp_path / "grid.toml", runs=1, on_row=pytest.fail)

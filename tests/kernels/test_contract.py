@@ -71,6 +71,12 @@ def packed(d: Draw) -> tuple:
     return stream, 3, d.below(N, d.b), d.D
 
 
+def packed_rows(d: Draw) -> tuple:
+    """Codes of 4 bits, K = 11 of the 16; groups that the stream's last bytes hold; 3 values to a group."""
+    stream = reference.pack_codes(d.below(K, N, d.D), 4)
+    return stream, 4, d.below(N, d.b), d.D, d.book()
+
+
 def lengths() -> np.ndarray:
     return np.array([3, 0, 1, 5, 3, 5, 4])  # code 1 never comes
 
@@ -89,6 +95,7 @@ CONTRACT = {
     "decode": Row(BITWISE, lambda d: (d.codes(), d.book()), nan=(1,)),
     "pack_codes": Row(BITWISE, lambda d: (d.codes(), 5)),
     "unpack_codes": Row(BITWISE, packed),
+    "decode_packed": Row(BITWISE, packed_rows, nan=(4,)),
     "canonical_code": Row(BITWISE, lambda d: (lengths(),)),
     "pack_prefix": Row(BITWISE, lambda d: (some_codes(d), lengths())),
     "unpack_prefix": Row(
@@ -452,6 +459,7 @@ def test_indices_out_of_range(module, bad):
         lambda: module.count_codes(codes, np.ones(3), 4),
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
+        lambda: module.decode_packed(np.zeros(1, np.uint8), 2, ids, 1, x[None]),
         lambda: module.pack_prefix(codes[:, 0], np.full(4, 2)),
     ]
     for call in calls:
@@ -465,7 +473,7 @@ def test_shapes_are_checked(module):
     d = Draw(np.float32, 6)
     r, q, book, counts = d.responses(), d.query(), d.book(), d.counts()
     codes, ids, mask = d.codes(), d.below(N, 6), d.real(6, 4) > 0
-    k = np.abs(r[0, 0])
+    k, stream = np.abs(r[0, 0]), packed_rows(d)[0]
     calls: list[Callable[[], Any]] = [
         lambda: module.gather(r[:, 0], codes[:, :2] % 6),
         lambda: module.scatter_add(ids[:5], r[:, 0], N),
@@ -502,6 +510,9 @@ def test_shapes_are_checked(module):
         lambda: module.sx_backward(q, q, book, book, counts, (k, k), 1e-3, 1.0, r[:5]),
         lambda: module.softmax_backward(r[:5], r, 1.0),
         lambda: module.decode(codes, book[:2]),
+        lambda: module.decode_packed(stream, 4, ids, D, book[:2]),
+        lambda: module.decode_packed(stream, 4, ids, D, book, out=np.empty((6, D * S + 1), np.float32)),
+        lambda: module.decode_packed(stream, 4, ids[:, None], D, book),
         lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:5, 0], r, 2),
@@ -527,6 +538,31 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "pack_codes", (codes, n_bits))
         stream = reference.pack_codes(codes, n_bits)
         check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 33])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_of_every_width(module, dtype, s, shared):
+    """Whole vectors, none beyond the end of the values or of the output, its last row included."""
+    rng = np.random.default_rng(s)
+    codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
+    ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
+    arguments = reference.pack_codes(codes, 4), 4, ids, D, values
+    check(module, "decode_packed", arguments)
+    frame = np.full((len(ids) + 2, D * s), 7, dtype)
+    assert module.decode_packed(*arguments, out=frame[1:-1]) is not None
+    np.testing.assert_array_equal(frame[[0, -1]], 7)
+    np.testing.assert_array_equal(frame[1:-1], reference.decode_packed(*arguments))
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+def test_packed_codes_beyond_the_values(module):
+    stream, values = reference.pack_codes(np.array([[0, 3], [1, 2]]), 2), np.zeros((2, 3, 4))
+    assert module.decode_packed(stream, 2, np.array([1]), 2, values).shape == (1, 8)
+    with pytest.raises(IndexError, match="codes must lie in \\[0, 3\\), got 3"):
+        module.decode_packed(stream, 2, np.array([1, 0]), 2, values)
 
 
 @pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
