@@ -7,6 +7,7 @@ whichever takes longer.
 """
 
 import json
+import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
 from figures.style import to_csv
 from figures.sweep import cells
+
+# Otherwise the threads of one side, waiting in a loop for more, take the cores from the side that is timed.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 GRID = Path(__file__).parent / "grids" / "speed.toml"
 COLUMNS = (

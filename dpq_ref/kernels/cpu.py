@@ -539,20 +539,18 @@ def _decode_rows(packed, ids, values, n_bits, D, out):
     """Largest code. It may be beyond the values of a damaged stream; the last value stands for it then."""
     books, K, s = values.shape
     book = values.reshape(-1)
-    codes = np.empty(D, np.int32)
+    places = np.empty(D, np.int64)
     step = K * s if books > 1 else 0
-    largest = place = 0
+    largest = 0
     for i in range(ids.size):
-        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes)
+        _unpack_row(packed, n_bits, ids[i] * D * n_bits, places)
         if K < 1 << n_bits:
             for j in range(D):
-                largest = max(largest, codes[j])
-                codes[j] = min(codes[j], K - 1)
-        start = 0
+                largest = max(largest, places[j])
+                places[j] = min(places[j], K - 1)
         for j in range(D):
-            loops.copy_short(out, place, book, start + codes[j] * s, s)
-            place += s
-            start += step
+            places[j] = places[j] * s + j * step
+        loops.copy_pieces(out, i * D * s, book, places, s)
     return largest
 
 

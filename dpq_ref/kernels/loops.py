@@ -56,7 +56,7 @@ def load_word(typing, stream, byte):
     return types.uint32(stream, types.intp), generate
 
 
-def _copy_vector(n_lanes: int) -> Any:
+def _vector_copy(n_lanes: int) -> Any:
     @_intrinsic
     def copy(typing, to, start, source, at):
         """to[start : start + n] = source[at : at + n] by one load and one store; nothing is checked.
@@ -78,7 +78,7 @@ def _copy_vector(n_lanes: int) -> Any:
     return copy
 
 
-copy_4, copy_8 = _copy_vector(4), _copy_vector(8)
+copy_4, copy_8 = _vector_copy(4), _vector_copy(8)
 
 
 def _pointer(context, builder, signature, arguments, i):
@@ -88,19 +88,29 @@ def _pointer(context, builder, signature, arguments, i):
 
 
 @inlined
-def copy_short(to, start, source, at, n):
-    """to[start : start + n] = source[at : at + n] of few entries: whole vectors; the last overlaps."""
-    if n >= 8:
-        copy_8(to, start, source, at)
-        for c in range(8, n - 8, 8):
-            copy_8(to, start + c, source, at + c)
-        copy_8(to, start + n - 8, source, at + n - 8)
+def copy_pieces(to, start, source, places, n):
+    """source[p : p + n] for p in places, one after the other: whole vectors, overlapping at the end."""
+    if n > 16:
+        for p in places:
+            for c in range(0, n - 8, 8):
+                copy_8(to, start + c, source, p + c)
+            copy_8(to, start + n - 8, source, p + n - 8)
+            start += n
+    elif n >= 8:
+        for p in places:
+            copy_8(to, start, source, p)
+            copy_8(to, start + n - 8, source, p + n - 8)
+            start += n
     elif n >= 4:
-        copy_4(to, start, source, at)
-        copy_4(to, start + n - 4, source, at + n - 4)
+        for p in places:
+            copy_4(to, start, source, p)
+            copy_4(to, start + n - 4, source, p + n - 4)
+            start += n
     else:
-        for c in range(n):
-            to[start + c] = source[at + c]
+        for p in places:
+            for c in range(n):
+                to[start + c] = source[p + c]
+            start += n
 
 
 def exp(x: Any) -> Any:
