@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from dpq_ref.kernels import loops
+from dpq_ref.kernels import loops, reference
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
@@ -22,7 +22,6 @@ from dpq_ref.kernels.reference import (
     batch_norm_backward,
     canonical_code,
     check_range,
-    distinct,
     dot_responses,
     dot_responses_backward,
     euclidean_responses,
@@ -38,7 +37,6 @@ __all__ = [
     "batch_norm_backward",
     "canonical_code",
     "check_range",
-    "distinct",
     "dot_responses",
     "dot_responses_backward",
     "euclidean_responses",
@@ -53,10 +51,39 @@ __all__ = [
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a partial sum of potentials
+SPARSE = 64  # numbers to an id, beyond which to sort ids takes less than to count through them
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
 # --- Rows of a table ------------------------------------------------------------------------------------
+
+
+def distinct(ids: Integers) -> tuple[Integers, Integers, Integers]:
+    """As `reference.distinct`, by counting where the ids lie close enough together, without a sort."""
+    low = int(ids.min()) if ids.size else 0
+    span = int(ids.max()) - low + 1 if ids.size else 0
+    if span > SPARSE * ids.size:
+        return reference.distinct(ids)
+    place, inverse = np.zeros(span, np.int64), np.empty(ids.shape, np.int64)
+    rows, counts = (np.empty(min(span, ids.size), np.int64) for _ in range(2))
+    n = _distinct(*loops.inputs(np.int64, ids.reshape(-1)), low, place, inverse.reshape(-1), rows, counts)
+    return rows[:n].astype(ids.dtype), inverse, counts[:n].copy()
+
+
+@loops.serial
+def _distinct(ids, low, place, inverse, rows, counts):
+    for i in range(ids.size):
+        place[ids[i] - low] += 1
+    n = 0
+    for r in range(place.size):
+        if place[r]:
+            rows[n] = r + low
+            counts[n] = place[r]
+            place[r] = n
+            n += 1
+    for i in range(ids.size):
+        inverse[i] = place[ids[i] - low]
+    return n
 
 
 def gather(table: Array, ids: Integers) -> Array:
@@ -769,49 +796,61 @@ def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
 # --- Pooling and the optimizer --------------------------------------------------------------------------
 
 
-def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
-    """As `reference.mean_pool`."""
-    b, t, w = vectors.shape
+def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
+    """As `reference.mean_pool`; the rows of a text are added up where they stand."""
+    check_range("ids", ids, len(table))
+    b, t = ids.shape
     loops.check_shape("mask", mask, b, t)
-    pooled = np.empty((b, w), vectors.dtype)
-    _mean_pool(*loops.inputs(vectors.dtype, vectors), *loops.inputs(np.bool_, mask), pooled)
+    pooled = np.empty((b, table.shape[1]), table.dtype)
+    _mean_pool(
+        *loops.inputs(table.dtype, table), *loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), pooled
+    )
     return pooled
 
 
 @loops.parallel
-def _mean_pool(vectors, mask, pooled):
-    b, t, w = vectors.shape
+def _mean_pool(table, ids, mask, pooled):
+    b, t = ids.shape
+    w = table.shape[1]
     for i in prange(b):
         total = np.zeros(w)
         length = 0
         for u in range(t):
             if mask[i, u]:
                 length += 1
+                row = ids[i, u]
                 for c in range(w):
-                    total[c] += vectors[i, u, c]
+                    total[c] += table[row, c]
         for c in range(w):
             pooled[i, c] = total[c] / max(length, 1)
 
 
-def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
-    """As `reference.mean_pool_backward`."""
-    b, t = mask.shape
+def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], n_rows: int) -> Array:
+    """As `reference.mean_pool_backward`; every thread owns columns, as in `scatter_add`."""
+    check_range("ids", ids, n_rows)
+    b, t = ids.shape
+    loops.check_shape("mask", mask, b, t)
     loops.check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
-    length = np.maximum(mask.sum(axis=1), 1)
-    d_vectors = np.empty((b, t, d_pooled.shape[1]), d_pooled.dtype)
-    _mean_pool_backward(
-        *loops.inputs(d_pooled.dtype, d_pooled, length), *loops.inputs(np.bool_, mask), d_vectors
-    )
-    return d_vectors
+    length = np.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)
+    out = np.zeros((n_rows, d_pooled.shape[1]), d_pooled.dtype)
+    share = loops.inputs(d_pooled.dtype, d_pooled / length[:, None])
+    _mean_pool_backward(*share, *loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), out)
+    return out
 
 
 @loops.parallel
-def _mean_pool_backward(d_pooled, length, mask, d_vectors):
-    b, t, w = d_vectors.shape
-    for i in prange(b):
-        for u in range(t):
-            for c in range(w):
-                d_vectors[i, u, c] = mask[i, u] * (d_pooled[i, c] / length[i])
+def _mean_pool_backward(share, ids, mask, out):
+    b, t = ids.shape
+    w = out.shape[1]
+    for block in prange((w + COLUMNS - 1) // COLUMNS):
+        start = block * COLUMNS
+        stop = min(start + COLUMNS, w)
+        for i in range(b):
+            for u in range(t):
+                if mask[i, u]:
+                    row = ids[i, u]
+                    for c in range(start, stop):
+                        out[row, c] += share[i, c]
 
 
 def adam(
@@ -824,23 +863,36 @@ def adam(
     beta1: float,
     beta2: float,
     epsilon: float,
+    rows: Integers | None = None,
+    out: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """As `reference.adam`."""
-    for name, array in (("gradient", gradient), ("first", first), ("second", second)):
-        loops.check_shape(name, array, *parameter.shape)
-    new = np.empty((3, *parameter.shape), parameter.dtype)
-    flat = [a.reshape(-1) for a in loops.inputs(parameter.dtype, parameter, gradient, first, second)]
+    """As `reference.adam`, in place of `out`."""
+    (n, w), every = parameter.shape, rows is None
+    rows = np.empty(0, np.int64) if rows is None else rows
+    check_range("rows", rows, n)
+    loops.check_shape("gradient", gradient, n if every else rows.size, w)
+    if out is None:
+        new = np.empty((3, n, w), parameter.dtype)
+        out = new[0], new[1], new[2]
+    for name, old, to in zip(("parameter", "first", "second"), (parameter, first, second), out, strict=True):
+        loops.check_shape(name, old, n, w)
+        loops.check_shape("out", to, n, w)
+        if to is not old:
+            to[:] = old
     rate, unbias = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
     numbers = np.array([rate, beta1, 1 - beta1, beta2, 1 - beta2, unbias, epsilon]).astype(parameter.dtype)
-    _adam(*flat, *numbers, new.reshape(3, -1))
-    return new[0], new[1], new[2]
+    arrays = *loops.inputs(np.int64, rows), *loops.inputs(parameter.dtype, gradient)
+    _adam(*arrays, every, *numbers, *out)
+    return out
 
 
 @loops.parallel
-def _adam(parameter, gradient, first, second, rate, beta1, rest1, beta2, rest2, unbias, epsilon, new):
-    for i in prange(parameter.size):
-        m = beta1 * first[i] + rest1 * gradient[i]
-        v = beta2 * second[i] + rest2 * (gradient[i] * gradient[i])
-        new[0, i] = parameter[i] - rate * m / (np.sqrt(v * unbias) + epsilon)
-        new[1, i] = m
-        new[2, i] = v
+def _adam(rows, gradient, every, rate, beta1, rest1, beta2, rest2, unbias, epsilon, parameter, first, second):
+    for i in prange(len(gradient)):
+        r = np.int64(i) if every else rows[i]
+        for c in range(gradient.shape[1]):
+            m = beta1 * first[r, c] + rest1 * gradient[i, c]
+            v = beta2 * second[r, c] + rest2 * (gradient[i, c] * gradient[i, c])
+            parameter[r, c] -= rate * m / (np.sqrt(v * unbias) + epsilon)
+            first[r, c] = m
+            second[r, c] = v

@@ -827,28 +827,44 @@ def cross_entropy(
 # --- Pooling and the optimizer ------------------------------------------------------------------------------
 
 
-def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
-    """Mean over the kept tokens: out[i] = sum_t mask[i,t] x[i,t] / max(sum_t mask[i,t], 1).
+def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
+    """Mean of the rows kept of each text: out[i] = sum_t mask[i,t] table[ids[i,t]] / max(sum_t mask[i,t], 1).
 
     Parameters
     ----------
-    vectors : (b, t, w)
+    table : (n, w)
+    ids : (b, t) integers in [0, n)
     mask : (b, t) bool
         A text with no kept token gives zeros.
 
     Returns
     -------
-    (b, w)
+    (b, w), summed in float64
     """
-    kept = np.where(mask[:, :, None], vectors, vectors.dtype.type(0))
+    check_range("ids", ids, len(table))
+    kept = np.where(mask[:, :, None], table[ids], table.dtype.type(0))
     length = np.maximum(mask.sum(axis=1), 1)[:, None]
-    return (kept.sum(axis=1, dtype=np.float64) / length).astype(vectors.dtype)
+    return (kept.sum(axis=1, dtype=np.float64) / length).astype(table.dtype)
 
 
-def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
-    """Gradient of `mean_pool`: d_x[i,t] = mask[i,t] d_out[i] / max(length[i], 1), (b, w) -> (b, t, w)."""
-    length = np.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)
-    return mask[:, :, None] * (d_pooled / length[:, None])[:, None, :]
+def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], n_rows: int) -> Array:
+    """Gradient of `mean_pool`: d_table[r] = sum of d_out[i] / max(length[i], 1) over kept ids[i,t] = r.
+
+    Parameters
+    ----------
+    d_pooled : (b, w)
+    ids : (b, t) integers in [0, n_rows)
+    mask : (b, t) bool
+    n_rows : int
+
+    Returns
+    -------
+    (n_rows, w), added up in the order of the batch
+    """
+    check_range("ids", ids, n_rows)
+    length = mask.sum(axis=1)
+    share = d_pooled / np.maximum(length, 1).astype(d_pooled.dtype)[:, None]
+    return scatter_add(ids[mask], np.repeat(share, length, axis=0), n_rows)
 
 
 def adam(
@@ -861,26 +877,41 @@ def adam(
     beta1: float,
     beta2: float,
     epsilon: float,
+    rows: Integers | None = None,
+    out: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """One step of Adam (Kingma, Ba, ICLR 2015, algorithm 1) on all entries of an array.
+    """One step of Adam (Kingma, Ba, ICLR 2015, algorithm 1), on all rows or on some.
 
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
     x = x - rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 
     Parameters
     ----------
-    parameter, gradient, first, second : (b, w)
+    parameter, first, second : (n, w)
+    gradient : (n, w), or (b, w) of some rows
     step : int
         t, 1 in the first step.
     learning_rate, beta1, beta2, epsilon : float
+    rows : (b,) distinct integers in [0, n), optional
+        The rows that move; the others stay as they are, moments included.
+    out : three arrays (n, w) in C order, optional
+        Where the results go; they may be `parameter`, `first` and `second`.
 
     Returns
     -------
-    parameter, first, second : (b, w)
+    parameter, first, second : (n, w)
     """
-    real = parameter.dtype.type
-    first = real(beta1) * first + real(1 - beta1) * gradient
-    second = real(beta2) * second + real(1 - beta2) * (gradient * gradient)
+    real, where = parameter.dtype.type, slice(None) if rows is None else rows
+    if rows is not None:
+        check_range("rows", rows, len(parameter))
+    m = real(beta1) * first[where] + real(1 - beta1) * gradient
+    v = real(beta2) * second[where] + real(1 - beta2) * (gradient * gradient)
     rate = real(learning_rate / (1 - beta1**step))
-    root = np.sqrt(second * real(1 / (1 - beta2**step)))
-    return parameter - rate * first / (root + real(epsilon)), first, second
+    root = np.sqrt(v * real(1 / (1 - beta2**step)))
+    moved = parameter[where] - rate * m / (root + real(epsilon)), m, v
+    out = (np.empty_like(parameter), np.empty_like(first), np.empty_like(second)) if out is None else out
+    for array, old, new in zip(out, (parameter, first, second), moved, strict=True):
+        if array is not old:
+            array[:] = old
+        array[where] = new
+    return out

@@ -124,8 +124,10 @@ CONTRACT = {
     ),
     "softmax": Row(CLOSE, lambda d: (d.responses(), 0.7), nan=(0,)),
     "softmax_backward": Row(CLOSE, lambda d: (d.responses(), d.positive(d.b, d.D, K), 0.7), nan=(0, 1)),
-    "mean_pool": Row(CLOSE, lambda d: (d.real(d.b, 6, 7), d.real(d.b, 6) > 0), nan=(0,)),
-    "mean_pool_backward": Row(CLOSE, lambda d: (d.real(d.b, 7), d.real(d.b, 6) > 0), nan=(0,)),
+    "mean_pool": Row(CLOSE, lambda d: (d.real(N, 7), d.below(N, d.b, 6), d.real(d.b, 6) > 0), nan=(0,)),
+    "mean_pool_backward": Row(
+        CLOSE, lambda d: (d.real(d.b, 150), d.below(N, d.b, 6), d.real(d.b, 6) > 0, N), nan=(0,)
+    ),
     "adam": Row(
         CLOSE,
         lambda d: (*(d.real(d.b, 7) for _ in range(3)), d.positive(d.b, 7), 3, 1e-2, 0.9, 0.99, 1e-8),
@@ -454,6 +456,9 @@ def test_indices_out_of_range(module, bad):
         lambda: module.check_range("ids", ids, 4),
         lambda: module.gather(x, ids),
         lambda: module.scatter_add(ids, x[:3], 4),
+        lambda: module.mean_pool(x, codes, codes > 0),
+        lambda: module.mean_pool_backward(x[:3], codes, codes > 0, 4),
+        lambda: module.adam(x, x[:3], x, x, 1, 0.1, 0.9, 0.99, 1e-8, rows=ids),
         lambda: module.decode(codes, x[None]),
         lambda: module.sum_by_code(codes, x[:3, None], 4),
         lambda: module.count_codes(codes, np.ones(3), 4),
@@ -473,6 +478,7 @@ def test_shapes_are_checked(module):
     d = Draw(np.float32, 6)
     r, q, book, counts = d.responses(), d.query(), d.book(), d.counts()
     codes, ids, mask = d.codes(), d.below(N, 6), d.real(6, 4) > 0
+    r2 = r[:, 0]
     k, stream = np.abs(r[0, 0]), packed_rows(d)[0]
     calls: list[Callable[[], Any]] = [
         lambda: module.gather(r[:, 0], codes[:, :2] % 6),
@@ -520,9 +526,12 @@ def test_shapes_are_checked(module):
         lambda: module.conditional_modes(codes, r, r, 1),
         lambda: module.sum_by_code(codes[:5], q, K),
         lambda: module.count_codes(codes, counts[:5], K),
-        lambda: module.mean_pool(q, mask),
-        lambda: module.mean_pool_backward(q[:5, 0], mask),
-        lambda: module.adam(q, q, q, q[:5], 1, 0.1, 0.9, 0.99, 1e-8),
+        lambda: module.mean_pool(q[:, 0], codes[:, :3] % 6, mask),
+        lambda: module.mean_pool_backward(q[:5, 0], codes[:, :4], mask, K),
+        lambda: module.mean_pool_backward(q[:, 0], codes[:, :3], mask, K),
+        lambda: module.adam(r2, r2, r2, r2[:5], 1, 0.1, 0.9, 0.99, 1e-8),
+        lambda: module.adam(r2, r2, r2, r2, 1, 0.1, 0.9, 0.99, 1e-8, rows=ids[:2] % 6),
+        lambda: module.adam(r2, r2, r2, r2, 1, 0.1, 0.9, 0.99, 1e-8, out=(r2, r2, r2[:5])),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="must have shape"):
@@ -602,3 +611,28 @@ def test_gradients_of_logits_may_take_their_place(module):
         assert again[1] is out
         np.testing.assert_array_equal(again[0], losses)
         np.testing.assert_array_equal(out, d_logits)
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+@each_dtype
+def test_adam_in_place_and_of_some_rows(module, dtype):
+    d = Draw(dtype, 40)
+    x, m, v, rows = d.real(40, 7), d.real(40, 7), d.positive(40, 7), d.rng.permutation(40)[:9]
+    for given, g in ((None, d.real(40, 7)), (rows, d.real(9, 7)), (rows[:0], d.real(0, 7))):
+        hyper = (3, 1e-2, 0.9, 0.99, 1e-8, given)
+        expected = reference.adam(x, g, m, v, *hyper)
+        assert_equal(CLOSE, module.adam(x, g, m, v, *hyper), expected)
+        again = tuple(array.copy() for array in (x, m, v))
+        assert module.adam(again[0], g, *again[1:], *hyper, out=again)[0] is again[0]
+        assert_equal(CLOSE, again, expected)
+
+
+@each_set
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_distinct_ids_near_and_far(module, integer):
+    """Counted where they lie close together, sorted where not: the same, dtypes included."""
+    top = min(int(np.iinfo(integer).max), 1 << 62)
+    for ids in ([], [5], [top, 0, top], [3, 3, 1, 2, 3], [top, top - 1, top]):
+        check(module, "distinct", (np.array(ids, integer),))
+    if np.iinfo(integer).min:
+        check(module, "distinct", (np.array([-3, 4, -3], integer),))
