@@ -51,6 +51,7 @@ __all__ = [
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a partial sum of potentials
+CHUNKS = 16  # of rows that as many tokens have, in `mean_pool_backward`
 SPARSE = 64  # numbers to an id, beyond which to sort ids takes less than to count through them
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
@@ -810,47 +811,75 @@ def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
 
 @loops.parallel
 def _mean_pool(table, ids, mask, pooled):
+    """Four rows at a time, added in their order: as many reads from far memory are under way at once."""
     b, t = ids.shape
     w = table.shape[1]
     for i in prange(b):
         total = np.zeros(w)
+        kept = np.empty(t, np.int64)
         length = 0
         for u in range(t):
             if mask[i, u]:
+                kept[length] = ids[i, u]
                 length += 1
-                row = ids[i, u]
-                for c in range(w):
-                    total[c] += table[row, c]
+        quads = length - length % 4
+        for u in range(0, quads, 4):
+            r0, r1, r2, r3 = kept[u], kept[u + 1], kept[u + 2], kept[u + 3]
+            for c in range(w):
+                two = (total[c] + table[r0, c]) + table[r1, c]
+                total[c] = (two + table[r2, c]) + table[r3, c]
+        for u in range(quads, length):
+            row = kept[u]
+            for c in range(w):
+                total[c] += table[row, c]
         for c in range(w):
             pooled[i, c] = total[c] / max(length, 1)
 
 
 def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], n_rows: int) -> Array:
-    """As `reference.mean_pool_backward`; every thread owns columns, as in `scatter_add`."""
+    """As `reference.mean_pool_backward`; every thread owns rows, about as many tokens to each."""
     check_range("ids", ids, n_rows)
     b, t = ids.shape
     loops.check_shape("mask", mask, b, t)
     loops.check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
-    length = np.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)
-    out = np.zeros((n_rows, d_pooled.shape[1]), d_pooled.dtype)
-    share = loops.inputs(d_pooled.dtype, d_pooled / length[:, None])
-    _mean_pool_backward(*share, *loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), out)
+    length = mask.sum(axis=1)
+    starts, texts = np.zeros(n_rows + 1, np.int64), np.empty(length.sum(), np.int64)
+    _texts_of_rows(*loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), starts, texts)
+    bounds = np.searchsorted(starts[:-1], np.linspace(0, texts.size, CHUNKS + 1)[1:-1])
+    out = np.empty((n_rows, d_pooled.shape[1]), d_pooled.dtype)
+    share = d_pooled / np.maximum(length, 1).astype(d_pooled.dtype)[:, None]
+    _mean_pool_backward(*loops.inputs(out.dtype, share), starts, texts, np.r_[0, bounds, n_rows], out)
     return out
 
 
-@loops.parallel
-def _mean_pool_backward(share, ids, mask, out):
+@loops.serial
+def _texts_of_rows(ids, mask, starts, texts):
+    """texts[starts[r] : starts[r + 1]]: those that row r is kept in, in their order."""
     b, t = ids.shape
-    w = out.shape[1]
-    for block in prange((w + COLUMNS - 1) // COLUMNS):
-        start = block * COLUMNS
-        stop = min(start + COLUMNS, w)
-        for i in range(b):
-            for u in range(t):
-                if mask[i, u]:
-                    row = ids[i, u]
-                    for c in range(start, stop):
-                        out[row, c] += share[i, c]
+    for i in range(b):
+        for u in range(t):
+            if mask[i, u]:
+                starts[ids[i, u] + 1] += 1
+    for r in range(starts.size - 1):
+        starts[r + 1] += starts[r]
+    end = starts.copy()
+    for i in range(b):
+        for u in range(t):
+            if mask[i, u]:
+                texts[end[ids[i, u]]] = i
+                end[ids[i, u]] += 1
+
+
+@loops.parallel
+def _mean_pool_backward(share, starts, texts, bounds, out):
+    for chunk in prange(bounds.size - 1):
+        for r in range(bounds[chunk], bounds[chunk + 1]):
+            for c in range(out.shape[1]):
+                out[r, c] = 0
+            for k in range(starts[r], starts[r + 1]):
+                i = texts[k]
+                for c in range(out.shape[1]):
+                    out[r, c] += share[i, c]
 
 
 def adam(
