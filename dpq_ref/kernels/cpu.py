@@ -700,6 +700,11 @@ def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
 
 @loops.serial
 def _lstm_cell(gates, cell, activations, new, hidden):
+    _step(gates, cell, activations, new, hidden)
+
+
+@loops.serial
+def _step(gates, cell, activations, new, hidden):
     b, h = cell.shape
     for n in range(b):
         for k in range(2 * h):
@@ -731,6 +736,11 @@ def lstm_cell_backward(
 
 @loops.serial
 def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
+    _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before)
+
+
+@loops.serial
+def _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
     b, h = cell.shape
     one = cell.dtype.type(1)
     for n in range(b):
@@ -745,6 +755,94 @@ def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_bef
             d_gates[n, 2 * h + k] = e * i * (one - g * g)
             d_gates[n, 3 * h + k] = d_hidden[n, k] * t * o * (one - o)
             d_before[n, k] = e * f
+
+
+def lstm(
+    gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """As `reference.lstm`; on one thread but for the products, which are BLAS's."""
+    t, b, _ = gates.shape
+    h = len(hidden_weight)
+    for name, array, shape in (
+        ("gates", gates, (t, b, 4 * h)),
+        ("hidden_weight", hidden_weight, (h, 4 * h)),
+        ("hidden", hidden, (b, h)),
+        ("cell", cell, (b, h)),
+        ("alive", alive, (t, b)),
+    ):
+        loops.check_shape(name, array, *shape)
+    activations = np.empty(gates.shape, gates.dtype)
+    hiddens, cells = (np.empty((t + 1, b, h), gates.dtype) for _ in range(2))
+    hiddens[0], cells[0] = hidden, cell
+    if gates.size:
+        arrays = *loops.inputs(gates.dtype, gates, hidden_weight), *loops.inputs(np.bool_, alive)
+        _lstm(*arrays, activations, hiddens, cells)
+    return activations, hiddens, cells
+
+
+@loops.serial
+def _lstm(gates, hidden_weight, alive, activations, hiddens, cells):
+    t, b, _ = gates.shape
+    h = hiddens.shape[2]
+    for i in range(t):
+        affine = activations[i]
+        np.dot(hiddens[i], hidden_weight, affine)
+        for n in range(b):
+            for k in range(4 * h):
+                affine[n, k] += gates[i, n, k]
+        _step(affine, cells[i], affine, cells[i + 1], hiddens[i + 1])
+        for n in range(b):
+            if not alive[i, n]:
+                hiddens[i + 1, n] = hiddens[i, n]
+                cells[i + 1, n] = cells[i, n]
+
+
+def lstm_backward(
+    d_hiddens: Array,
+    d_hidden: Array,
+    d_cell: Array,
+    activations: Array,
+    cells: Array,
+    hidden_weight: Array,
+    alive: NDArray[np.bool_],
+) -> tuple[Array, Array, Array]:
+    """As `reference.lstm_backward`."""
+    t, b, h = d_hiddens.shape
+    for name, array, shape in (
+        ("d_hidden", d_hidden, (b, h)),
+        ("d_cell", d_cell, (b, h)),
+        ("activations", activations, (t, b, 4 * h)),
+        ("cells", cells, (t + 1, b, h)),
+        ("hidden_weight", hidden_weight, (h, 4 * h)),
+        ("alive", alive, (t, b)),
+    ):
+        loops.check_shape(name, array, *shape)
+    real = activations.dtype
+    d_gates = np.empty((t, b, 4 * h), real)
+    d_hidden, d_cell = (np.array(state, real, order="C") for state in (d_hidden, d_cell))
+    if d_gates.size:
+        arrays = loops.inputs(real, d_hiddens, activations, cells, hidden_weight.T)
+        _lstm_backward(*arrays, *loops.inputs(np.bool_, alive), d_hidden, d_cell, d_gates)
+    return d_gates, d_hidden, d_cell
+
+
+@loops.serial
+def _lstm_backward(d_hiddens, activations, cells, turned, alive, d_hidden, d_cell, d_gates):
+    t, b, h = d_hiddens.shape
+    zero = d_hidden.dtype.type(0)
+    before = np.empty((b, h), d_hidden.dtype)
+    through = np.empty((2, b, h), d_hidden.dtype)
+    for i in range(t - 1, -1, -1):
+        for n in range(b):
+            for k in range(h):
+                through[0, n, k] = d_hiddens[i, n, k] + d_hidden[n, k] if alive[i, n] else zero
+                through[1, n, k] = d_cell[n, k] if alive[i, n] else zero
+        _step_backward(through[0], through[1], activations[i], cells[i], cells[i + 1], d_gates[i], before)
+        np.dot(d_gates[i], turned, through[0])
+        for n in range(b):
+            for k in range(h):
+                d_hidden[n, k] = through[0, n, k] if alive[i, n] else d_hidden[n, k]
+                d_cell[n, k] = before[n, k] if alive[i, n] else d_cell[n, k]
 
 
 def cross_entropy(

@@ -787,6 +787,75 @@ def lstm_cell_backward(
     return np.concatenate(d_gates, axis=1), e * f
 
 
+def lstm(
+    gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """All steps of a long short-term memory, each `lstm_cell` after the product with the hidden state.
+
+    Parameters
+    ----------
+    gates : (t, b, 4h)
+        W x + bias of each step.
+    hidden_weight : (h, 4h)
+        U.
+    hidden, cell : (b, h)
+        Before the first step.
+    alive : (t, b) bool
+        Where a sequence goes on; where it does not, its state stays.
+
+    Returns
+    -------
+    activations : (t, b, 4h)
+    hiddens, cells : (t + 1, b, h)
+        Before the first step, and after each.
+    """
+    activations = np.empty(gates.shape, gates.dtype)
+    hiddens, cells = (np.empty((len(gates) + 1, *state.shape), gates.dtype) for state in (hidden, cell))
+    hiddens[0], cells[0] = hidden, cell
+    for i in range(len(gates)):
+        affine = gates[i] + hiddens[i] @ hidden_weight
+        activations[i], new, output = lstm_cell(affine, cells[i])
+        hiddens[i + 1] = np.where(alive[i, :, None], output, hiddens[i])
+        cells[i + 1] = np.where(alive[i, :, None], new, cells[i])
+    return activations, hiddens, cells
+
+
+def lstm_backward(
+    d_hiddens: Array,
+    d_hidden: Array,
+    d_cell: Array,
+    activations: Array,
+    cells: Array,
+    hidden_weight: Array,
+    alive: NDArray[np.bool_],
+) -> tuple[Array, Array, Array]:
+    """Gradient of `lstm`.
+
+    Parameters
+    ----------
+    d_hiddens : (t, b, h)
+        Of the hidden state after each step where the sequence is alive.
+    d_hidden, d_cell : (b, h)
+        Of the state after the last step, beside that.
+    activations, cells, hidden_weight, alive
+        As there.
+
+    Returns
+    -------
+    d_gates : (t, b, 4h)
+    d_hidden, d_cell : (b, h)
+        Of the state before the first step.
+    """
+    d_gates = np.empty(activations.shape, activations.dtype)
+    for i in reversed(range(len(d_gates))):
+        on = alive[i, :, None]
+        through = on * (d_hiddens[i] + d_hidden), on * d_cell
+        d_gates[i], d_before = lstm_cell_backward(*through, activations[i], cells[i], cells[i + 1])
+        d_hidden = d_gates[i] @ hidden_weight.T + ~on * d_hidden
+        d_cell = d_before + ~on * d_cell
+    return d_gates, d_hidden.copy(), d_cell.copy()
+
+
 def cross_entropy(
     logits: Array, labels: Integers, weights: Array, smoothing: float, out: Array | None = None
 ) -> tuple[Array, Array]:

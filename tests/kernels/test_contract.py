@@ -139,6 +139,21 @@ CONTRACT = {
         lambda d: (d.real(d.b, 3), d.real(d.b, 3), d.positive(d.b, 12), d.real(d.b, 3), d.real(d.b, 3)),
         nan=(0, 1, 2, 3, 4),
     ),
+    "lstm": Row(
+        CLOSE,
+        lambda d: (d.real(4, d.b, 12), d.real(3, 12), d.real(d.b, 3), d.real(d.b, 3), d.real(4, d.b) > -1),
+        nan=(0, 2, 3),
+        chain=3,
+    ),
+    "lstm_backward": Row(
+        CLOSE,
+        lambda d: (
+            *(d.real(4, d.b, 3), d.real(d.b, 3), d.real(d.b, 3), d.positive(4, d.b, 12)),
+            *(d.real(5, d.b, 3), d.real(3, 12), d.real(4, d.b) > -1),
+        ),
+        nan=(0, 1, 2),
+        chain=3,
+    ),
     "cross_entropy": Row(
         CLOSE, lambda d: (d.real(d.b, 67), d.below(67, d.b), d.positive(d.b), 0.1), nan=(0, 2)
     ),
@@ -472,6 +487,12 @@ def test_indices_out_of_range(module, bad):
             call()
 
 
+def wrong_one_by_one(arrays):
+    """Arguments of which one array is too short."""
+    for i in range(1, len(arrays)):
+        yield [array[:-1] if i == k else array for k, array in enumerate(arrays)]
+
+
 @each_set
 def test_shapes_are_checked(module):
     """Loops without bounds checks must not be reached by arrays that do not fit."""
@@ -526,6 +547,11 @@ def test_shapes_are_checked(module):
         lambda: module.conditional_modes(codes, r, r, 1),
         lambda: module.sum_by_code(codes[:5], q, K),
         lambda: module.count_codes(codes, counts[:5], K),
+        *(partial(module.lstm, *arrays) for arrays in wrong_one_by_one(CONTRACT["lstm"].arguments(d))),
+        *(
+            partial(module.lstm_backward, *arrays)
+            for arrays in wrong_one_by_one(CONTRACT["lstm_backward"].arguments(d))
+        ),
         lambda: module.mean_pool(q[:, 0], codes[:, :3] % 6, mask),
         lambda: module.mean_pool_backward(q[:5, 0], codes[:, :4], mask, K),
         lambda: module.mean_pool_backward(q[:, 0], codes[:, :3], mask, K),
