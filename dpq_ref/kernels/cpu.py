@@ -784,13 +784,13 @@ def lstm(
 def _lstm(gates, hidden_weight, alive, activations, hiddens, cells):
     t, b, _ = gates.shape
     h = hiddens.shape[2]
+    affine = np.empty((b, 4 * h), gates.dtype)  # activations over their gates would not be vectorised
     for i in range(t):
-        affine = activations[i]
         np.dot(hiddens[i], hidden_weight, affine)
         for n in range(b):
             for k in range(4 * h):
                 affine[n, k] += gates[i, n, k]
-        _step(affine, cells[i], affine, cells[i + 1], hiddens[i + 1])
+        _step(affine, cells[i], activations[i], cells[i + 1], hiddens[i + 1])
         for n in range(b):
             if not alive[i, n]:
                 hiddens[i + 1, n] = hiddens[i, n]

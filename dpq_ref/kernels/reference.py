@@ -849,10 +849,10 @@ def lstm_backward(
     d_gates = np.empty(activations.shape, activations.dtype)
     for i in reversed(range(len(d_gates))):
         on = alive[i, :, None]
-        through = on * (d_hiddens[i] + d_hidden), on * d_cell
+        through = (np.where(on, d, d.dtype.type(0)) for d in (d_hiddens[i] + d_hidden, d_cell))
         d_gates[i], d_before = lstm_cell_backward(*through, activations[i], cells[i], cells[i + 1])
-        d_hidden = d_gates[i] @ hidden_weight.T + ~on * d_hidden
-        d_cell = d_before + ~on * d_cell
+        d_hidden = np.where(on, d_gates[i] @ hidden_weight.T, d_hidden)
+        d_cell = np.where(on, d_before, d_cell)
     return d_gates, d_hidden.copy(), d_cell.copy()
 
 
