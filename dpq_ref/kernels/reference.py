@@ -846,10 +846,10 @@ def lstm_backward(
     d_hidden, d_cell : (b, h)
         Of the state before the first step.
     """
-    d_gates = np.empty(activations.shape, activations.dtype)
+    d_gates, zero = np.empty(activations.shape, activations.dtype), activations.dtype.type(0)
     for i in reversed(range(len(d_gates))):
         on = alive[i, :, None]
-        through = (np.where(on, d, d.dtype.type(0)) for d in (d_hiddens[i] + d_hidden, d_cell))
+        through = np.where(on, d_hiddens[i] + d_hidden, zero), np.where(on, d_cell, zero)
         d_gates[i], d_before = lstm_cell_backward(*through, activations[i], cells[i], cells[i + 1])
         d_hidden = np.where(on, d_gates[i] @ hidden_weight.T, d_hidden)
         d_cell = np.where(on, d_before, d_cell)
