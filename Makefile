@@ -11,7 +11,7 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -40,6 +40,9 @@ oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an envi
 
 oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios
 	$(ORACLE)/bin/python -m pytest -s -m 'oracle and slow'
+
+bench: $(ORACLE)/installed  ## our speed beside that of peers (minutes; on a machine with nothing else to do)
+	$(ORACLE)/bin/python -m figures.speed
 
 clean:  ## remove the environments, builds and caches; results stay
 	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from dpq_ref.kernels import loops, reference
+from dpq_ref.kernels import loops, reference, tiles
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
@@ -28,7 +28,7 @@ from dpq_ref.kernels.reference import (
     scalar_like,
     xp,
 )
-from dpq_ref.kernels.tiles import sx_backward, sx_codes, sx_statistics, vq_codes, vq_statistics
+from dpq_ref.kernels.tiles import sx_codes, vq_codes, vq_statistics
 
 # Taken over: NumPy is as fast, or they are the parts of what `tiles` does without storing a response.
 __all__ = [
@@ -41,13 +41,15 @@ __all__ = [
     "dot_responses_backward",
     "euclidean_responses",
     "scalar_like",
-    "sx_backward",
     "sx_codes",
-    "sx_statistics",
     "vq_codes",
     "vq_statistics",
     "xp",
 ]
+
+# These have matrix products in parallel loops.
+sx_statistics = loops.one_blas_thread(tiles.sx_statistics)
+sx_backward = loops.one_blas_thread(tiles.sx_backward)
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows of a partial sum of potentials

@@ -25,6 +25,7 @@ def start(what: str) -> Work:
     def agree() -> None:
         process(f"{CODE[what]}\nimport sys\nassert not {BARRED} & {{*sys.modules}}")()
 
-    packages = ("numpy", "torch") if what == "help" else ("numba", "torch")
+    # The second is what Numba imports before it loads any kernel from its cache, SciPy's BLAS included.
+    packages = ("numpy", "torch") if what == "help" else ("numba", "numba.np.arraymath", "torch")
     peers = {f"import {package}": process(f"import {package}") for package in packages}
     return Work(what, process(CODE[what]), peers, agree)

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from dpq_ref.kernels import cpu, reference
+from dpq_ref.kernels import cpu, loops, reference
 
 KERNEL_SETS = [cpu]
 DTYPES = [np.float32, np.float64]
@@ -662,3 +662,27 @@ def test_distinct_ids_near_and_far(module, integer):
         check(module, "distinct", (np.array(ids, integer),))
     if np.iinfo(integer).min:
         check(module, "distinct", (np.array([-3, 4, -3], integer),))
+
+
+def test_one_blas_thread_and_then_as_many_as_before():
+    """In nested use, and after an error."""
+    libraries = loops._blas()
+    assert libraries
+
+    def threads():
+        return [library.get_num_threads() for library in libraries]
+
+    before = threads()
+    for library in libraries:
+        library.set_num_threads(2)
+    several = threads()
+    try:
+        with pytest.raises(KeyError), loops.one_blas_thread:
+            with loops.one_blas_thread:
+                assert threads() == [1] * len(libraries)
+            assert threads() == [1] * len(libraries)
+            raise KeyError
+        assert threads() == several
+    finally:
+        for library, n in zip(libraries, before, strict=True):
+            library.set_num_threads(n)
