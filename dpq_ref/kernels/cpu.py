@@ -55,6 +55,7 @@ ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the
 TILE = 256  # rows of a partial sum of potentials
 CHUNKS = 16  # of rows that as many tokens have, in `mean_pool_backward`
 SPARSE = 64  # numbers to an id, beyond which to sort ids takes less than to count through them
+SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
 COLUMNS = 64  # columns that a thread owns in `scatter_add`
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
@@ -547,21 +548,23 @@ def decode_packed(
     loops.check_book("values", values, n_groups, s)
     out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
     loops.check_shape("out", out, ids.size, n_groups * s)
-    largest = np.zeros(-(-ids.size // ROWS), np.int32)
     arrays = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids), *loops.inputs(out.dtype, values)
-    _decode_packed(*arrays, int(n_bits), int(n_groups), largest, out.reshape(-1))
-    if K < 1 << n_bits:
-        check_range("codes", largest, K)
+    decode_rows = _decode_rows if out.size < SHARED else _decode_packed
+    largest = decode_rows(*arrays, int(n_bits), int(n_groups), out.reshape(-1))
+    if largest >= K:
+        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
     return out
 
 
 @loops.parallel
-def _decode_packed(packed, ids, values, n_bits, D, largest, out):
+def _decode_packed(packed, ids, values, n_bits, D, out):
     w = D * values.shape[2]
+    largest = np.empty((ids.size + ROWS - 1) // ROWS, np.int64)
     for block in prange(largest.size):
         rows = ids[block * ROWS : (block + 1) * ROWS]
         place = out[block * ROWS * w : (block * ROWS + rows.size) * w]
         largest[block] = _decode_rows(packed, rows, values, n_bits, D, place)
+    return largest.max()
 
 
 @loops.serial

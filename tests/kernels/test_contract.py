@@ -579,8 +579,10 @@ def test_the_largest_packed_numbers(module, dtype):
 @each_dtype
 @pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 33])
 @pytest.mark.parametrize("shared", [False, True])
-def test_rows_of_every_width(module, dtype, s, shared):
+@pytest.mark.parametrize("threads", ["one", "several"])
+def test_rows_of_every_width(module, dtype, s, shared, threads, monkeypatch):
     """Whole vectors, none beyond the end of the values or of the output, its last row included."""
+    monkeypatch.setattr(module, "SHARED", 0 if threads == "several" else 1 << 62)
     rng = np.random.default_rng(s)
     codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
     ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
