@@ -57,7 +57,8 @@ class TableLayer:
 
     A subclass fills `params`, and computes the rows of distinct ids only: `forward` is `_distinct`, its rows,
     `_spread`; `backward` is `_last_batch`, `_collect`, its gradients. With a `mask` of the ids, (b, t) bool,
-    the output is the mean of the rows kept of each text, (b, dim), and there is no array of (b, t, dim).
+    the output is the mean of the rows kept of each text, (b, dim), and there is no array of (b, t, dim); the
+    mask must stay as it is until `backward`.
 
     Parameters
     ----------
@@ -171,12 +172,13 @@ class FullEmbedding(TableLayer):
             If ids are not integers, or out of range.
         """
         ids = checks.as_ids(ids, self.vocab_size)
-        self._batch = (*self._distinct(ids)[:2], mask) if train else None
+        self._batch = (ids.copy(), mask) if train else None  # the caller may write to its own
         return self._spread(self.params["table"], ids, mask)
 
     def backward(self, d_output: Array) -> None:
         """Fill `grads` from the gradient of the output, of its shape."""
-        rows, inverse, mask = self._last_batch()
+        ids, mask = self._last_batch()
+        rows, inverse, _ = self._distinct(ids)
         values = self._collect(d_output, inverse, mask, len(rows))
         self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
 

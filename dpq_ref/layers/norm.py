@@ -39,7 +39,7 @@ class BatchNorm:
         if train:
             mean = x.mean(axis=0)
             centred = x - mean
-            variance = np.square(centred).mean(axis=0)
+            variance = np.einsum("ij,ij->j", centred, centred) / x.dtype.type(len(x))
             for name, new in (("mean", mean), ("variance", variance)):
                 self.buffers[name] += x.dtype.type(1 - MOMENTUM) * (new - self.buffers[name])
         else:
@@ -53,7 +53,8 @@ class BatchNorm:
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, batch statistics differentiated."""
-        self.grads = {"gamma": (d_output * self._normalized).sum(axis=0), "beta": d_output.sum(axis=0)}
+        gamma = np.einsum("ij,ij->j", d_output, self._normalized)
+        self.grads = {"gamma": gamma, "beta": d_output.sum(axis=0)}
         n = d_output.dtype.type(len(d_output))
         d_x = self._normalized * (self.grads["gamma"] / -n)
         d_x += d_output
