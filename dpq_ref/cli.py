@@ -38,6 +38,15 @@ def main() -> None:
 
 
 @main.command()
+def info() -> None:
+    """Print versions, machine, back ends, threads and BLAS, and what to set where BLAS is slow."""
+    from dpq_ref.environment import machine
+
+    for name, value in machine().items():
+        click.echo(f"{name:16} {value}")
+
+
+@main.command()
 @click.option(
     "--profile",
     type=click.Choice(list(PROFILES)),
@@ -61,6 +70,7 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     """
     from figures.run import GRIDS, read_grid, run_grid
 
+    _warn_of_slow_blas()
     with _clear_errors():
         cells = read_grid(grid or GRIDS / PROFILES[profile], data)
         records = run_grid(cells, output, jobs=jobs)
@@ -388,6 +398,7 @@ def _run(
 
     from dpq_ref.tasks.recipe import run
 
+    _warn_of_slow_blas()
     output = output or Path("results") / f"{name}-seed{recipe.seed}"
     columns = TextColumn("step {task.completed} of {task.total}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True) as bar:
@@ -408,6 +419,14 @@ def _run(
         if isinstance(value, (int, float)):
             click.echo(f"{key:24} {value:.6g}")
     click.echo(f"{output / 'result.json'}\n{output / 'embedding.safetensors'}")
+
+
+def _warn_of_slow_blas() -> None:
+    """Say before a long run what would make it faster."""
+    from dpq_ref.environment import blas_libraries, processor_flags, slow_blas
+
+    if advice := slow_blas(processor_flags(), blas_libraries()):
+        click.echo(advice, err=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import backend as backends
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers.embedding import RowSparse
 
 
@@ -49,12 +49,16 @@ class Optimizer:
         for name, gradient in grads.items():
             arrays = [_two_axes(array) for array in (self.params[name], *self.state[name])]
             if isinstance(gradient, RowSparse):
-                rows = [self.kernels.gather(array, gradient.rows) for array in arrays]
-                self._update(gradient.values, *rows)
-                for array, new in zip(arrays, rows, strict=True):
-                    array[gradient.rows] = new
+                self._update_rows(gradient, *arrays)
             else:
                 self._update(_two_axes(gradient), *arrays)
+
+    def _update_rows(self, gradient: RowSparse, *arrays: Array) -> None:
+        """Move some rows of parameter and state, (n, w) each, in place."""
+        rows = [self.kernels.gather(array, gradient.rows) for array in arrays]
+        self._update(gradient.values, *rows)
+        for array, new in zip(arrays, rows, strict=True):
+            array[gradient.rows] = new
 
     def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
         """Move parameter and state, (r, w) each, in place."""
@@ -112,11 +116,13 @@ class Adam(Optimizer):
         super().__init__(params, learning_rate, backend=backend)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
-    def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
+    def _update(self, gradient: Array, *arrays: Array, rows: Integers | None = None) -> None:
+        parameter, first, second = arrays
         hyper = (self.steps, self.learning_rate, self.beta1, self.beta2, self.epsilon)
-        moved = self.kernels.adam(parameter, gradient, *state, *hyper)
-        for array, new in zip((parameter, *state), moved, strict=True):
-            array[:] = new
+        self.kernels.adam(parameter, gradient, first, second, *hyper, rows=rows, out=arrays)
+
+    def _update_rows(self, gradient: RowSparse, *arrays: Array) -> None:
+        self._update(gradient.values, *arrays, rows=gradient.rows)
 
 
 def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:

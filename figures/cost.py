@@ -17,18 +17,20 @@ from threadpoolctl import threadpool_limits
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
-from dpq_ref.tasks.language_model import SIZES, Plan, batches
-from figures.bench import stepper, zipf
+from dpq_ref.kernels.reference import Integers
+from dpq_ref.tasks.language_model import SIZES, Plan
+from figures.workloads.training import language_stepper
+from figures.workloads.zipf import zipf
 
 CODES, GROUPS = (2, 8, 32, 128), (10, 25, 50)  # the grid of the released scripts
 
 
-def peak_memory(plan: Plan, settings: dict[str, Any], stream: list[Any]) -> int:
+def peak_memory(plan: Plan, settings: dict[str, Any], text: Integers) -> int:
     """Bytes of all arrays of a model at their highest, over two steps."""
     tracemalloc.start()
-    step = stepper(plan, settings, stream)[1]
-    for i in range(2):
-        step(i)
+    step = language_stepper(plan, settings, text)[1]
+    for _ in range(2):
+        step()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
@@ -51,16 +53,15 @@ def main(model: str, runs: int, output: Path) -> None:
         for D in GROUPS
     ]
     text = zipf(plan.batch_size * ((2 + runs) * plan.n_steps + 1), np.random.default_rng(0))
-    stream = [b for b, _ in zip(batches(text, plan.batch_size, plan.n_steps), range(2 + runs), strict=False)]
     with threadpool_limits(1):
-        steps = [stepper(plan, settings, stream)[1] for settings in configurations]
+        steps = [language_stepper(plan, settings, text)[1] for settings in configurations]
         seconds = np.empty((len(steps), runs))
         for i in range(2 + runs):
             for row, step in zip(seconds, steps, strict=True):
                 start = time.perf_counter()
-                step(i)
+                step()
                 row[i - 2] = time.perf_counter() - start  # those of the first two are written over
-        peaks = [peak_memory(plan, settings, stream) for settings in configurations]
+        peaks = [peak_memory(plan, settings, text) for settings in configurations]
     records = [
         {
             "model": model,

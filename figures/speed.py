@@ -8,6 +8,7 @@ whichever takes longer.
 
 import csv
 import json
+import os
 import sys
 import time
 import tomllib
@@ -26,12 +27,15 @@ from dpq_ref.environment import environment
 from figures.style import to_csv
 from figures.sweep import cells
 
+# Otherwise the threads of one side, waiting in a loop for more, take the cores from the side that is timed.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 GRID = Path(__file__).parent / "grids" / "speed.toml"
 COLUMNS = (
-    "name", "shape", "threads", "peer", "ours_ms", "peer_ms", "ratio", "goal", "floor_ms", "over_floor",
-    "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs",
+    "name", "shape", "threads", "peer", "ours_ms", "ours_goal_ms", "peer_ms", "ratio", "goal", "floor_ms",
+    "over_floor", "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs",
 )  # fmt: skip
-OWN = ("threads", "goals", "floor_goal", "runs")  # of an entry of the grid, not of the work
+OWN = ("threads", "runs", "goals", "goal_ms", "floor_goal")  # of an entry of the grid, not of the work
 FEW = 3  # runs of what is long; it is warm enough once it has been seen to agree
 
 Row = dict[str, Any]
@@ -105,10 +109,8 @@ def rates(runs: int = 15) -> tuple[float, float]:
     return 2 * 1024**3 / product, 2 * source.nbytes / copy
 
 
-def measure(
-    name: str, work: Work, *, threads: int, runs: int, goals: dict[str, float], floor_goal: Any
-) -> list[Row]:
-    """Rows of a work: one for each peer, or one alone."""
+def measure(name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any]) -> list[Row]:
+    """Rows of a work, with the goals of its entry in the grid: one for each peer, or one alone."""
     with threads_of_all(threads):
         seconds = in_turn({"ours": work.ours, **work.peers}, runs)
         floor = 0.0
@@ -117,9 +119,9 @@ def measure(
             floor = max(work.operations / operations, work.traffic / copied)
     ours, ours_cpu = np.median(seconds["ours"], axis=1).tolist()
     own = {"name": name, "shape": work.shape, "threads": threads, "runs": runs}
-    own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu}
+    own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu, "ours_goal_ms": entry.get("goal_ms")}
     if floor:
-        own |= {"floor_ms": 1e3 * floor, "over_floor": ours / floor, "floor_goal": floor_goal}
+        own |= {"floor_ms": 1e3 * floor, "over_floor": ours / floor, "floor_goal": entry.get("floor_goal")}
     return [
         own
         | {
@@ -127,7 +129,7 @@ def measure(
             "peer_ms": 1e3 * float(np.median(seconds[peer][0])),
             "peer_cpu_ms": 1e3 * float(np.median(seconds[peer][1])),
             "ratio": float(np.median(seconds[peer][0] / seconds["ours"][0])),
-            "goal": goals.get(peer),
+            "goal": entry.get("goals", {}).get(peer),
         }
         for peer in work.peers
     ] or [own]
@@ -140,8 +142,8 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     ----------
     grid : path
         TOML: [[work]] with the name of a function of `figures.workloads` and its parameters, lists standing
-        for each of their entries; `threads`; `goals`, the ratio to reach by peer; `floor_goal`, how many
-        times the floor it may take; `runs`, at most.
+        for each of their entries; `threads`; `goals`, the ratio to reach by peer; `goal_ms`, the time to
+        take at most; `floor_goal`, how many times the floor it may take; `runs`, at most.
     runs : int
     on_row : callable
         Called with each row.
@@ -155,14 +157,8 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
             work = getattr(workloads, name)(**cell)
             work.agree()
             for threads in entry.get("threads", [1]):
-                rows = measure(
-                    name,
-                    work,
-                    threads=threads,
-                    runs=min(runs, entry.get("runs", runs)),
-                    goals=entry.get("goals", {}),
-                    floor_goal=entry.get("floor_goal"),
-                )
+                at_most = min(runs, entry.get("runs", runs))
+                rows = measure(name, work, threads=threads, runs=at_most, entry=entry)
                 for row in rows:
                     on_row(row)
                 found += rows

@@ -75,12 +75,18 @@ class Compressed(ABC):
     def _rows(self, ids: Integers) -> Array:
         """Rows of valid ids (b,), as (b, dim). A row does not depend on the rows beside it, bit by bit."""
 
-    def lookup(self, ids: Any) -> Array:
+    def _rows_into(self, ids: Integers, out: Array) -> None:
+        """Write rows of valid ids (b,) to (b, dim)."""
+        out[:] = self._rows(ids)
+
+    def lookup(self, ids: Any, out: Array | None = None) -> Array:
         """Rows of the table, computed from what is stored.
 
         Parameters
         ----------
         ids : (...,) integers in [0, vocab_size)
+        out : (..., dim) of the table's dtype in C order, optional
+            Where they go. A large array made anew may cost more than the rows in it.
 
         Returns
         -------
@@ -88,11 +94,18 @@ class Compressed(ABC):
 
         Raises
         ------
-        TypeError, IndexError
-            If ids are not integers, or out of range.
+        TypeError, IndexError, ValueError
+            If ids are not integers, or out of range, or if `out` does not fit.
         """
         ids = checks.as_ids(ids, self.vocab_size)
-        return self._rows(ids.ravel()).reshape(*ids.shape, self.dim)
+        shape = (*ids.shape, self.dim)
+        if out is None:
+            return self._rows(ids.ravel()).reshape(shape)
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.carray:
+            got = f"{out.dtype} {out.shape}, strides {out.strides}"
+            raise ValueError(f"out must be {self.dtype} {shape} in C order and writeable, got {got}")
+        self._rows_into(ids.ravel(), out.reshape(ids.size, self.dim))
+        return out
 
     def reconstruct(self) -> Array:
         """Whole table, (vocab_size, dim)."""

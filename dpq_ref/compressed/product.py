@@ -121,10 +121,21 @@ class ProductTable(Compressed):
         return backend.get().unpack_codes(self.packed, self.n_bits, ids, self.n_groups)
 
     def _rows(self, ids: Integers) -> Array:
-        from dpq_ref.quantize import compose
+        if self.additive:
+            from dpq_ref.quantize import compose
 
-        rows = compose(backend.get(), self._codes(ids), self._books, self.additive)
+            return compose(backend.get(), self._codes(ids), self._books, additive=True)
+        rows = self._decode(ids)
         return rows if self._ragged is None else rows[:, self._ragged.ravel()]
+
+    def _rows_into(self, ids: Integers, out: Array) -> None:
+        if self.additive or self._ragged is not None:
+            super()._rows_into(ids, out)
+        else:
+            self._decode(ids, out)
+
+    def _decode(self, ids: Integers, out: Array | None = None) -> Array:
+        return backend.get().decode_packed(self.packed, self.n_bits, ids, self.n_groups, self._books, out)
 
 
 def group_columns(dim: int, n_groups: int) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ bit, far off centre too.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import CENTRE, WIDTH, Array, Integers, check_range
@@ -17,10 +17,8 @@ KEYS = 64  # keys of a matrix product: their scores for a tile stay in the cache
 UNROLL = 8  # keys that are compared at a time
 CHUNKS = 16  # the most partial sums over points
 
-# A product and its sum in one rounding: for scores, whose error has a bound either way.
-_fused = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
-
+@loops.one_blas_thread
 def nearest_code(query: Array, keys: Array) -> Integers:
     """As `reference.nearest_code`."""
     b, D, s = query.shape
@@ -74,7 +72,7 @@ def _nearest_code(query, keys, book, reach, centre, codes):
                 codes[start + i, j] = code[i]
 
 
-@_fused
+@loops.fused
 def _load(x, start, j, centre, tile):
     """Group j of a tile of rows about the centre, transposed; what is beyond the last row stays."""
     n = min(WIDTH, len(x) - start)
@@ -94,7 +92,7 @@ def _load(x, start, j, centre, tile):
         i += 1
 
 
-@_fused
+@loops.fused
 def _room(q, reach, room):
     """By how much scores may be wrong.
 
@@ -112,7 +110,7 @@ def _room(q, reach, room):
         room[i] = q.dtype.type(2 * (s + 4) * eps) * (r * r) + tiny
 
 
-@_fused
+@loops.fused
 def _rank(book, q, room, scores, best, code, lowest, seen):
     """code[i] = the key of the lowest score, or -1 if another may be as low."""
     for first in range(0, len(book), KEYS):
@@ -126,7 +124,7 @@ def _rank(book, q, room, scores, best, code, lowest, seen):
         _merge(first, room, lowest, seen, best, code)
 
 
-@_fused
+@loops.fused
 def _least(scores, lowest):
     lowest[:] = np.inf
     for k in range(0, len(scores), UNROLL):
@@ -136,7 +134,7 @@ def _least(scores, lowest):
             lowest[i] = min(lowest[i], min(a, b))
 
 
-@_fused
+@loops.fused
 def _merge(first, room, lowest, seen, best, code):
     """Lowest scores of the keys from `first` on, beside those before."""
     for i in range(WIDTH):
@@ -147,7 +145,7 @@ def _merge(first, room, lowest, seen, best, code):
         best[i] = min(lowest[i], best[i])
 
 
-@_fused
+@loops.fused
 def _count(scores, lowest, room, seen):
     """seen[i] = 65536 m + k, if m scores are within room of the lowest, k the sum of their places."""
     seen[:] = 0
@@ -228,6 +226,7 @@ def _point_tiles(points, centre, tiles):
             _load(points, block * WIDTH, j, centre[j], tiles[block, j])
 
 
+@loops.one_blas_thread
 def kmeans_sums(
     points: Array, keys: Array, weights: Array, tiles: tuple[Array, Array] | None = None
 ) -> tuple[Integers, Array, Array]:
@@ -263,7 +262,7 @@ def _kmeans_sums(points, tiles, keys, book, reach, weights, codes, sums, counts)
                 _add(points, block * WIDTH, j, weights, code, codes, sums[chunk, j], counts[chunk, j])
 
 
-@_fused
+@loops.fused
 def _add(points, start, j, weights, code, codes, sums, counts):
     """Rows of a tile to the sums of their codes."""
     for i in range(min(WIDTH, len(points) - start)):
@@ -320,7 +319,7 @@ def _plus_plus(points, weights, uniforms, rows):
             nearest[:] = distances[best]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+@loops.summed
 def _left(x, row, weights, nearest, distance):
     """Fill distance with the squares to the nearest key, one more at a row; their weighted sum."""
     s, n = x.shape

@@ -10,10 +10,10 @@ sum, and the partial sums are added in the order of the batch.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
-from dpq_ref.kernels import loops
+from dpq_ref.kernels import loops, reference
 from dpq_ref.kernels.clusters import code_distances, kmeans_sums, nearest_code, plus_plus, point_tiles
 from dpq_ref.kernels.products import cross, multiply, sides, sign_products
 from dpq_ref.kernels.reference import (
@@ -24,7 +24,6 @@ from dpq_ref.kernels.reference import (
     batch_norm_backward,
     canonical_code,
     check_range,
-    distinct,
     dot_responses,
     dot_responses_backward,
     euclidean_responses,
@@ -42,7 +41,6 @@ __all__ = [
     "check_range",
     "code_distances",
     "cross",
-    "distinct",
     "dot_responses",
     "dot_responses_backward",
     "euclidean_responses",
@@ -65,10 +63,40 @@ __all__ = [
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
 TILE = 256  # rows that queries share in `hamming_nearest`
 QUERIES = 32  # that a thread takes at a time there
-PARTS = 16  # of the rows of `scatter_add`
+PARTS = 16  # of rows that as many tokens have, in sums by id
+SPARSE = 64  # numbers to an id, beyond which to sort ids takes less than to count through them
+SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
 # --- Rows of a table ------------------------------------------------------------------------------------
+
+
+def distinct(ids: Integers) -> tuple[Integers, Integers, Integers]:
+    """As `reference.distinct`, by counting where the ids lie close enough together, without a sort."""
+    low = int(ids.min()) if ids.size else 0
+    span = int(ids.max()) - low + 1 if ids.size else 0
+    if span > SPARSE * ids.size:
+        return reference.distinct(ids)
+    place, inverse = np.zeros(span, np.int64), np.empty(ids.shape, np.int64)
+    rows, counts = (np.empty(min(span, ids.size), np.int64) for _ in range(2))
+    n = _distinct(*loops.inputs(np.int64, ids.reshape(-1)), low, place, inverse.reshape(-1), rows, counts)
+    return rows[:n].astype(ids.dtype), inverse, counts[:n].copy()
+
+
+@loops.serial
+def _distinct(ids, low, place, inverse, rows, counts):
+    for i in range(ids.size):
+        place[ids[i] - low] += 1
+    n = 0
+    for r in range(place.size):
+        if place[r]:
+            rows[n] = r + low
+            counts[n] = place[r]
+            place[r] = n
+            n += 1
+    for i in range(ids.size):
+        inverse[i] = place[ids[i] - low]
+    return n
 
 
 def gather(table: Array, ids: Integers) -> Array:
@@ -441,14 +469,80 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
 
 @loops.serial
 def _unpack_codes(packed, n_bits, ids, codes):
-    mask = (1 << n_bits) - 1
+    D = codes.shape[1]
     for i in range(ids.size):
-        for j in range(codes.shape[1]):
-            bit = (ids[i] * codes.shape[1] + j) * n_bits
-            window = 0
+        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes[i])
+
+
+@loops.inlined
+def _unpack_row(packed, n_bits, bit, codes):
+    """Codes from a bit of the stream on; each ends in the 32 bits from its first byte on."""
+    mask = (1 << n_bits) - 1
+    if (bit + (codes.size - 1) * n_bits) // 8 + 4 <= packed.size:
+        for j in range(codes.size):
+            codes[j] = (np.int64(loops.load_word(packed, bit >> 3)) >> (bit & 7)) & mask
+            bit += n_bits
+    else:  # the end of the stream, byte by byte
+        for j in range(codes.size):
+            word = 0
             for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
-                window |= packed[byte] << (8 * (byte - (bit >> 3)))
-            codes[i, j] = (window >> (bit & 7)) & mask
+                word |= packed[byte] << (8 * (byte - (bit >> 3)))
+            codes[j] = (word >> (bit & 7)) & mask
+            bit += n_bits
+
+
+def decode_packed(
+    packed: NDArray[np.uint8],
+    n_bits: int,
+    ids: Integers,
+    n_groups: int,
+    values: Array,
+    out: Array | None = None,
+) -> Array:
+    """As `reference.decode_packed`; no more than one row of codes at a time."""
+    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
+    loops.check_shape("ids", ids, ids.size)
+    _, K, s = values.shape
+    loops.check_book("values", values, n_groups, s)
+    out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
+    loops.check_shape("out", out, ids.size, n_groups * s)
+    arrays = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids), *loops.inputs(out.dtype, values)
+    decode_rows = _decode_rows if out.size < SHARED else _decode_packed
+    largest = decode_rows(*arrays, int(n_bits), int(n_groups), out.reshape(-1))
+    if largest >= K:
+        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    return out
+
+
+@loops.parallel
+def _decode_packed(packed, ids, values, n_bits, D, out):
+    w = D * values.shape[2]
+    largest = np.empty((ids.size + ROWS - 1) // ROWS, np.int64)
+    for block in prange(largest.size):
+        rows = ids[block * ROWS : (block + 1) * ROWS]
+        place = out[block * ROWS * w : (block * ROWS + rows.size) * w]
+        largest[block] = _decode_rows(packed, rows, values, n_bits, D, place)
+    return largest.max()
+
+
+@loops.serial
+def _decode_rows(packed, ids, values, n_bits, D, out):
+    """Largest code. It may be beyond the values of a damaged stream; the last value stands for it then."""
+    books, K, s = values.shape
+    book = values.reshape(-1)
+    places = np.empty(D, np.int64)
+    step = K * s if books > 1 else 0
+    largest = 0
+    for i in range(ids.size):
+        _unpack_row(packed, n_bits, ids[i] * D * n_bits, places)
+        if K < 1 << n_bits:
+            for j in range(D):
+                largest = max(largest, places[j])
+                places[j] = min(places[j], K - 1)
+        for j in range(D):
+            places[j] = places[j] * s + j * step
+        loops.copy_pieces(out, i * D * s, book, places, s)
+    return largest
 
 
 def unpack_levels(
@@ -654,6 +748,11 @@ def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
 
 @loops.serial
 def _lstm_cell(gates, cell, activations, new, hidden):
+    _step(gates, cell, activations, new, hidden)
+
+
+@loops.serial
+def _step(gates, cell, activations, new, hidden):
     b, h = cell.shape
     for n in range(b):
         for k in range(2 * h):
@@ -685,6 +784,11 @@ def lstm_cell_backward(
 
 @loops.serial
 def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
+    _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before)
+
+
+@loops.serial
+def _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
     b, h = cell.shape
     one = cell.dtype.type(1)
     for n in range(b):
@@ -699,6 +803,94 @@ def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_bef
             d_gates[n, 2 * h + k] = e * i * (one - g * g)
             d_gates[n, 3 * h + k] = d_hidden[n, k] * t * o * (one - o)
             d_before[n, k] = e * f
+
+
+def lstm(
+    gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """As `reference.lstm`; on one thread but for the products, which are BLAS's."""
+    t, b, _ = gates.shape
+    h = len(hidden_weight)
+    for name, array, shape in (
+        ("gates", gates, (t, b, 4 * h)),
+        ("hidden_weight", hidden_weight, (h, 4 * h)),
+        ("hidden", hidden, (b, h)),
+        ("cell", cell, (b, h)),
+        ("alive", alive, (t, b)),
+    ):
+        loops.check_shape(name, array, *shape)
+    activations = np.empty(gates.shape, gates.dtype)
+    hiddens, cells = (np.empty((t + 1, b, h), gates.dtype) for _ in range(2))
+    hiddens[0], cells[0] = hidden, cell
+    if gates.size:
+        arrays = *loops.inputs(gates.dtype, gates, hidden_weight), *loops.inputs(np.bool_, alive)
+        _lstm(*arrays, activations, hiddens, cells)
+    return activations, hiddens, cells
+
+
+@loops.serial
+def _lstm(gates, hidden_weight, alive, activations, hiddens, cells):
+    t, b, _ = gates.shape
+    h = hiddens.shape[2]
+    affine = np.empty((b, 4 * h), gates.dtype)  # activations over their gates would not be vectorised
+    for i in range(t):
+        np.dot(hiddens[i], hidden_weight, affine)
+        for n in range(b):
+            for k in range(4 * h):
+                affine[n, k] += gates[i, n, k]
+        _step(affine, cells[i], activations[i], cells[i + 1], hiddens[i + 1])
+        for n in range(b):
+            if not alive[i, n]:
+                hiddens[i + 1, n] = hiddens[i, n]
+                cells[i + 1, n] = cells[i, n]
+
+
+def lstm_backward(
+    d_hiddens: Array,
+    d_hidden: Array,
+    d_cell: Array,
+    activations: Array,
+    cells: Array,
+    hidden_weight: Array,
+    alive: NDArray[np.bool_],
+) -> tuple[Array, Array, Array]:
+    """As `reference.lstm_backward`."""
+    t, b, h = d_hiddens.shape
+    for name, array, shape in (
+        ("d_hidden", d_hidden, (b, h)),
+        ("d_cell", d_cell, (b, h)),
+        ("activations", activations, (t, b, 4 * h)),
+        ("cells", cells, (t + 1, b, h)),
+        ("hidden_weight", hidden_weight, (h, 4 * h)),
+        ("alive", alive, (t, b)),
+    ):
+        loops.check_shape(name, array, *shape)
+    real = activations.dtype
+    d_gates = np.empty((t, b, 4 * h), real)
+    d_hidden, d_cell = (np.array(state, real, order="C") for state in (d_hidden, d_cell))
+    if d_gates.size:
+        arrays = loops.inputs(real, d_hiddens, activations, cells, hidden_weight.T)
+        _lstm_backward(*arrays, *loops.inputs(np.bool_, alive), d_hidden, d_cell, d_gates)
+    return d_gates, d_hidden, d_cell
+
+
+@loops.serial
+def _lstm_backward(d_hiddens, activations, cells, turned, alive, d_hidden, d_cell, d_gates):
+    t, b, h = d_hiddens.shape
+    zero = d_hidden.dtype.type(0)
+    before = np.empty((b, h), d_hidden.dtype)
+    through = np.empty((2, b, h), d_hidden.dtype)
+    for i in range(t - 1, -1, -1):
+        for n in range(b):
+            for k in range(h):
+                through[0, n, k] = d_hiddens[i, n, k] + d_hidden[n, k] if alive[i, n] else zero
+                through[1, n, k] = d_cell[n, k] if alive[i, n] else zero
+        _step_backward(through[0], through[1], activations[i], cells[i], cells[i + 1], d_gates[i], before)
+        np.dot(d_gates[i], turned, through[0])
+        for n in range(b):
+            for k in range(h):
+                d_hidden[n, k] = through[0, n, k] if alive[i, n] else d_hidden[n, k]
+                d_cell[n, k] = before[n, k] if alive[i, n] else d_cell[n, k]
 
 
 def cross_entropy(
@@ -720,7 +912,7 @@ def cross_entropy(
     return losses, out
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
+@loops.summed
 def _sum(x):
     """Sum of a row in vector registers, hence in another order than theirs."""
     total = x.dtype.type(0)
@@ -751,49 +943,89 @@ def _cross_entropy(labels, weights, largest, hit, rest, losses, rows):
 # --- Pooling and the optimizer --------------------------------------------------------------------------
 
 
-def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
-    """As `reference.mean_pool`."""
-    b, t, w = vectors.shape
+def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
+    """As `reference.mean_pool`; the rows of a text are added up where they stand."""
+    check_range("ids", ids, len(table))
+    b, t = ids.shape
     loops.check_shape("mask", mask, b, t)
-    pooled = np.empty((b, w), vectors.dtype)
-    _mean_pool(*loops.inputs(vectors.dtype, vectors), *loops.inputs(np.bool_, mask), pooled)
+    pooled = np.empty((b, table.shape[1]), table.dtype)
+    _mean_pool(
+        *loops.inputs(table.dtype, table), *loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), pooled
+    )
     return pooled
 
 
 @loops.parallel
-def _mean_pool(vectors, mask, pooled):
-    b, t, w = vectors.shape
+def _mean_pool(table, ids, mask, pooled):
+    """Four rows at a time, added in their order: as many reads from far memory are under way at once."""
+    b, t = ids.shape
+    w = table.shape[1]
     for i in prange(b):
         total = np.zeros(w)
+        kept = np.empty(t, np.int64)
         length = 0
         for u in range(t):
             if mask[i, u]:
+                kept[length] = ids[i, u]
                 length += 1
-                for c in range(w):
-                    total[c] += vectors[i, u, c]
+        quads = length - length % 4
+        for u in range(0, quads, 4):
+            r0, r1, r2, r3 = kept[u], kept[u + 1], kept[u + 2], kept[u + 3]
+            for c in range(w):
+                two = (total[c] + table[r0, c]) + table[r1, c]
+                total[c] = (two + table[r2, c]) + table[r3, c]
+        for u in range(quads, length):
+            row = kept[u]
+            for c in range(w):
+                total[c] += table[row, c]
         for c in range(w):
             pooled[i, c] = total[c] / max(length, 1)
 
 
-def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
-    """As `reference.mean_pool_backward`."""
-    b, t = mask.shape
+def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], n_rows: int) -> Array:
+    """As `reference.mean_pool_backward`; every thread owns rows, about as many tokens to each."""
+    check_range("ids", ids, n_rows)
+    b, t = ids.shape
+    loops.check_shape("mask", mask, b, t)
     loops.check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
-    length = np.maximum(mask.sum(axis=1), 1)
-    d_vectors = np.empty((b, t, d_pooled.shape[1]), d_pooled.dtype)
-    _mean_pool_backward(
-        *loops.inputs(d_pooled.dtype, d_pooled, length), *loops.inputs(np.bool_, mask), d_vectors
-    )
-    return d_vectors
+    length = mask.sum(axis=1)
+    starts, texts = np.zeros(n_rows + 1, np.int64), np.empty(length.sum(), np.int64)
+    _texts_of_rows(*loops.inputs(np.int64, ids), *loops.inputs(np.bool_, mask), starts, texts)
+    bounds = np.searchsorted(starts[:-1], np.linspace(0, texts.size, PARTS + 1)[1:-1])
+    out = np.empty((n_rows, d_pooled.shape[1]), d_pooled.dtype)
+    share = d_pooled / np.maximum(length, 1).astype(d_pooled.dtype)[:, None]
+    _mean_pool_backward(*loops.inputs(out.dtype, share), starts, texts, np.r_[0, bounds, n_rows], out)
+    return out
+
+
+@loops.serial
+def _texts_of_rows(ids, mask, starts, texts):
+    """texts[starts[r] : starts[r + 1]]: those that row r is kept in, in their order."""
+    b, t = ids.shape
+    for i in range(b):
+        for u in range(t):
+            if mask[i, u]:
+                starts[ids[i, u] + 1] += 1
+    for r in range(starts.size - 1):
+        starts[r + 1] += starts[r]
+    end = starts.copy()
+    for i in range(b):
+        for u in range(t):
+            if mask[i, u]:
+                texts[end[ids[i, u]]] = i
+                end[ids[i, u]] += 1
 
 
 @loops.parallel
-def _mean_pool_backward(d_pooled, length, mask, d_vectors):
-    b, t, w = d_vectors.shape
-    for i in prange(b):
-        for u in range(t):
-            for c in range(w):
-                d_vectors[i, u, c] = mask[i, u] * (d_pooled[i, c] / length[i])
+def _mean_pool_backward(share, starts, texts, bounds, out):
+    for chunk in prange(bounds.size - 1):
+        for r in range(bounds[chunk], bounds[chunk + 1]):
+            for c in range(out.shape[1]):
+                out[r, c] = 0
+            for k in range(starts[r], starts[r + 1]):
+                i = texts[k]
+                for c in range(out.shape[1]):
+                    out[r, c] += share[i, c]
 
 
 def adam(
@@ -806,23 +1038,36 @@ def adam(
     beta1: float,
     beta2: float,
     epsilon: float,
+    rows: Integers | None = None,
+    out: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """As `reference.adam`."""
-    for name, array in (("gradient", gradient), ("first", first), ("second", second)):
-        loops.check_shape(name, array, *parameter.shape)
-    new = np.empty((3, *parameter.shape), parameter.dtype)
-    flat = [a.reshape(-1) for a in loops.inputs(parameter.dtype, parameter, gradient, first, second)]
+    """As `reference.adam`, in place of `out`."""
+    (n, w), every = parameter.shape, rows is None
+    rows = np.empty(0, np.int64) if rows is None else rows
+    check_range("rows", rows, n)
+    loops.check_shape("gradient", gradient, n if every else rows.size, w)
+    if out is None:
+        new = np.empty((3, n, w), parameter.dtype)
+        out = new[0], new[1], new[2]
+    for name, old, to in zip(("parameter", "first", "second"), (parameter, first, second), out, strict=True):
+        loops.check_shape(name, old, n, w)
+        loops.check_shape("out", to, n, w)
+        if to is not old:
+            to[:] = old
     rate, unbias = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
     numbers = np.array([rate, beta1, 1 - beta1, beta2, 1 - beta2, unbias, epsilon]).astype(parameter.dtype)
-    _adam(*flat, *numbers, new.reshape(3, -1))
-    return new[0], new[1], new[2]
+    arrays = *loops.inputs(np.int64, rows), *loops.inputs(parameter.dtype, gradient)
+    _adam(*arrays, every, *numbers, *out)
+    return out
 
 
 @loops.parallel
-def _adam(parameter, gradient, first, second, rate, beta1, rest1, beta2, rest2, unbias, epsilon, new):
-    for i in prange(parameter.size):
-        m = beta1 * first[i] + rest1 * gradient[i]
-        v = beta2 * second[i] + rest2 * (gradient[i] * gradient[i])
-        new[0, i] = parameter[i] - rate * m / (np.sqrt(v * unbias) + epsilon)
-        new[1, i] = m
-        new[2, i] = v
+def _adam(rows, gradient, every, rate, beta1, rest1, beta2, rest2, unbias, epsilon, parameter, first, second):
+    for i in prange(len(gradient)):
+        r = np.int64(i) if every else rows[i]
+        for c in range(gradient.shape[1]):
+            m = beta1 * first[r, c] + rest1 * gradient[i, c]
+            v = beta2 * second[r, c] + rest2 * (gradient[i, c] * gradient[i, c])
+            parameter[r, c] -= rate * m / (np.sqrt(v * unbias) + epsilon)
+            first[r, c] = m
+            second[r, c] = v

@@ -1,9 +1,14 @@
-"""What the Numba kernels share: how they are compiled, how arrays come in, and an exponential."""
+"""What the Numba kernels share: how they are compiled, how arrays come in, vectors, and an exponential."""
 
+from contextlib import ContextDecorator
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
-from numba import extending, float64, njit
+from llvmlite import ir
+from numba import extending, float64, njit, types
+from numba.core import cgutils
 from numpy.typing import DTypeLike, NDArray
 
 from dpq_ref.kernels.reference import Array
@@ -18,6 +23,46 @@ fused: Any = njit(**OPTIONS, fastmath={"contract"})
 SUMMED = {"contract", "reassoc", "nsz"}
 summed: Any = njit(**OPTIONS, fastmath=SUMMED)
 parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
+inlined: Any = njit(inline="always", error_model="numpy")  # a call counts references to its arrays
+_intrinsic: Any = extending.intrinsic
+
+
+class _OneBlasThread(ContextDecorator):
+    """BLAS on one thread, for kernels whose own threads call it: each large product would ask for more.
+
+    The numbers of before come back when the last of all that are in it ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._before: list[tuple[Any, int]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = [(library, library.get_num_threads()) for library in _blas()]
+                for library, _ in self._before:
+                    library.set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for library, n_threads in self._before:
+                    library.set_num_threads(n_threads)
+
+
+one_blas_thread = _OneBlasThread()
+
+
+@cache
+def _blas() -> list[Any]:
+    """All BLAS of the process, that of SciPy among them: Numba's products are its."""
+    import scipy.linalg.cython_blas  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
@@ -28,8 +73,9 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     """
     views = []
     for array in arrays:
-        cast = array.astype(dtype, casting="same_kind", copy=False)
-        view = np.require(cast, requirements=["C", "A"]).view()
+        if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
+            array = np.require(array.astype(dtype, casting="same_kind", copy=False), requirements=["C", "A"])
+        view = array.view()
         view.flags.writeable = False
         views.append(view)
     return views
@@ -45,6 +91,74 @@ def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
     """Raise ValueError unless a codebook fits, be it one per group or shared."""
     if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
         raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
+
+
+@_intrinsic
+def load_word(typing, stream, byte):
+    """32 bits of a stream of bytes from a byte on, the first one lowest; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, 0)
+        return builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()), align=1)
+
+    return types.uint32(stream, types.intp), generate
+
+
+def _vector_copy(n_lanes: int) -> Any:
+    @_intrinsic
+    def copy(typing, to, start, source, at):
+        """to[start : start + n] = source[at : at + n] by one load and one store; nothing is checked.
+
+        Both have one axis, are in C order and of one dtype.
+        """
+
+        def generate(context, builder, signature, arguments):
+            entry = context.get_value_type(to.dtype)
+            vector, align = ir.VectorType(entry, n_lanes).as_pointer(), context.get_abi_sizeof(entry)
+            target, origin = (
+                builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
+            )
+            builder.store(builder.load(origin, align=align), target, align=align)
+            return context.get_dummy_value()
+
+        return types.void(to, types.intp, source, types.intp), generate
+
+    return copy
+
+
+copy_4, copy_8 = _vector_copy(4), _vector_copy(8)
+
+
+def _pointer(context, builder, signature, arguments, i):
+    """Address of an entry: arguments i and i + 1 are an array of one axis and an index."""
+    array = context.make_array(signature.args[i])(context, builder, arguments[i])
+    return cgutils.gep_inbounds(builder, array.data, arguments[i + 1])
+
+
+@inlined
+def copy_pieces(to, start, source, places, n):
+    """source[p : p + n] for p in places, one after the other: whole vectors, overlapping at the end."""
+    if n > 16:
+        for p in places:
+            for c in range(0, n - 8, 8):
+                copy_8(to, start + c, source, p + c)
+            copy_8(to, start + n - 8, source, p + n - 8)
+            start += n
+    elif n >= 8:
+        for p in places:
+            copy_8(to, start, source, p)
+            copy_8(to, start + n - 8, source, p + n - 8)
+            start += n
+    elif n >= 4:
+        for p in places:
+            copy_4(to, start, source, p)
+            copy_4(to, start + n - 4, source, p + n - 4)
+            start += n
+    else:
+        for p in places:
+            for c in range(n):
+                to[start + c] = source[p + c]
+            start += n
 
 
 def exp(x: Any) -> Any:

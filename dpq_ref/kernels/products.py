@@ -4,10 +4,8 @@ The callers see to it that BLAS uses one thread. Sums over rows are taken in flo
 partial sums whose number does not depend on that of the threads.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from dpq_ref.kernels import loops
@@ -16,9 +14,8 @@ from dpq_ref.kernels.reference import Array
 ROWS = 512  # of a block
 CHUNKS = 8  # the most partial sums
 
-_fused: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
-
+@loops.one_blas_thread
 def multiply(rows: Array, matrix: Array) -> Array:
     """As `reference.multiply`."""
     loops.check_shape("matrix", matrix, rows.shape[1], matrix.shape[1])
@@ -34,6 +31,7 @@ def _multiply(rows, matrix, out):
         np.dot(rows[start:stop], matrix, out[start:stop])
 
 
+@loops.one_blas_thread
 def cross(left: Array, right: Array, weights: Array) -> Array:
     """As `reference.cross`."""
     n, p = left.shape
@@ -60,6 +58,7 @@ def _cross(left, right, weights, sums):
             _add(partial, sums[chunk])
 
 
+@loops.one_blas_thread
 def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
     """As `reference.sign_products`; signs stay in the cache."""
     n, c = rows.shape
@@ -87,7 +86,7 @@ def _sign_products(rows, rotation, weights, sums, losses):
             _add(partial, sums[chunk])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@loops.summed
 def _to_signs(rotated, weights):
     """Weighted signs in place of rows; the weighted squares of what they lack."""
     loss = 0.0
@@ -103,6 +102,7 @@ def _to_signs(rotated, weights):
     return loss
 
 
+@loops.one_blas_thread
 def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
     """As `reference.sides`, by a matrix product; what that leaves open, in order.
 
@@ -130,7 +130,7 @@ def _sides(rows, planes, reach, bits):
                     bits[i, j] = _in_order(rows, i, planes, j) >= 0
 
 
-@_fused
+@loops.fused
 def _compare(scores, room, bits):
     """1 or 0 as the score is above or below; 2 where it is not known, or not finite."""
     for j in range(len(scores)):
@@ -145,7 +145,7 @@ def _in_order(rows, i, planes, j):
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@loops.summed
 def _square(x):
     total = x.dtype.type(0)
     for c in range(len(x)):
@@ -153,7 +153,7 @@ def _square(x):
     return total
 
 
-@_fused
+@loops.fused
 def _add(partial, sums):
     for i in range(len(sums)):
         for j in range(sums.shape[1]):
@@ -165,7 +165,7 @@ def _chunks(n: int, width: int) -> int:
     return max(1, min(CHUNKS, -(-n // ROWS), n // (4 * width)))
 
 
-@_fused
+@loops.fused
 def _bounds(n, chunk, n_chunks):
     """First row of a chunk, and of the next."""
     blocks = (n + ROWS - 1) // ROWS

@@ -736,6 +736,36 @@ def unpack_levels(
     return levels[unpack_codes(packed, n_bits, ids, n_groups)]
 
 
+def decode_packed(
+    packed: NDArray[np.uint8],
+    n_bits: int,
+    ids: Integers,
+    n_groups: int,
+    values: Array,
+    out: Array | None = None,
+) -> Array:
+    """Rows of a compressed table: `decode` of `unpack_codes`, the values of a row side by side.
+
+    Parameters
+    ----------
+    packed : (bytes,) uint8, from `pack_codes`
+    n_bits : int from 1 to 16
+    ids : (b,) integers, the rows wanted
+    n_groups : int
+    values : (D or 1, K, s)
+    out : (b, D*s), optional
+        Where they go, in C order.
+
+    Returns
+    -------
+    (b, D*s)
+    """
+    rows = decode(unpack_codes(packed, n_bits, ids, n_groups), values)
+    out = np.empty((len(ids), n_groups * values.shape[2]), values.dtype) if out is None else out
+    out[:] = rows.reshape(out.shape)
+    return out
+
+
 def canonical_code(lengths: Integers) -> Integers:
     """Prefix code whose words have given lengths: in order of length, then of number, each is the next.
 
@@ -931,6 +961,75 @@ def lstm_cell_backward(
     return np.concatenate(d_gates, axis=1), e * f
 
 
+def lstm(
+    gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """All steps of a long short-term memory, each `lstm_cell` after the product with the hidden state.
+
+    Parameters
+    ----------
+    gates : (t, b, 4h)
+        W x + bias of each step.
+    hidden_weight : (h, 4h)
+        U.
+    hidden, cell : (b, h)
+        Before the first step.
+    alive : (t, b) bool
+        Where a sequence goes on; where it does not, its state stays.
+
+    Returns
+    -------
+    activations : (t, b, 4h)
+    hiddens, cells : (t + 1, b, h)
+        Before the first step, and after each.
+    """
+    activations = np.empty(gates.shape, gates.dtype)
+    hiddens, cells = (np.empty((len(gates) + 1, *state.shape), gates.dtype) for state in (hidden, cell))
+    hiddens[0], cells[0] = hidden, cell
+    for i in range(len(gates)):
+        affine = gates[i] + hiddens[i] @ hidden_weight
+        activations[i], new, output = lstm_cell(affine, cells[i])
+        hiddens[i + 1] = np.where(alive[i, :, None], output, hiddens[i])
+        cells[i + 1] = np.where(alive[i, :, None], new, cells[i])
+    return activations, hiddens, cells
+
+
+def lstm_backward(
+    d_hiddens: Array,
+    d_hidden: Array,
+    d_cell: Array,
+    activations: Array,
+    cells: Array,
+    hidden_weight: Array,
+    alive: NDArray[np.bool_],
+) -> tuple[Array, Array, Array]:
+    """Gradient of `lstm`.
+
+    Parameters
+    ----------
+    d_hiddens : (t, b, h)
+        Of the hidden state after each step where the sequence is alive.
+    d_hidden, d_cell : (b, h)
+        Of the state after the last step, beside that.
+    activations, cells, hidden_weight, alive
+        As there.
+
+    Returns
+    -------
+    d_gates : (t, b, 4h)
+    d_hidden, d_cell : (b, h)
+        Of the state before the first step.
+    """
+    d_gates, zero = np.empty(activations.shape, activations.dtype), activations.dtype.type(0)
+    for i in reversed(range(len(d_gates))):
+        on = alive[i, :, None]
+        through = np.where(on, d_hiddens[i] + d_hidden, zero), np.where(on, d_cell, zero)
+        d_gates[i], d_before = lstm_cell_backward(*through, activations[i], cells[i], cells[i + 1])
+        d_hidden = np.where(on, d_gates[i] @ hidden_weight.T, d_hidden)
+        d_cell = np.where(on, d_before, d_cell)
+    return d_gates, d_hidden.copy(), d_cell.copy()
+
+
 def cross_entropy(
     logits: Array, labels: Integers, weights: Array, smoothing: float, out: Array | None = None
 ) -> tuple[Array, Array]:
@@ -971,28 +1070,44 @@ def cross_entropy(
 # --- Pooling and the optimizer ------------------------------------------------------------------------------
 
 
-def mean_pool(vectors: Array, mask: NDArray[np.bool_]) -> Array:
-    """Mean over the kept tokens: out[i] = sum_t mask[i,t] x[i,t] / max(sum_t mask[i,t], 1).
+def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
+    """Mean of the rows kept of each text: out[i] = sum_t mask[i,t] table[ids[i,t]] / max(sum_t mask[i,t], 1).
 
     Parameters
     ----------
-    vectors : (b, t, w)
+    table : (n, w)
+    ids : (b, t) integers in [0, n)
     mask : (b, t) bool
         A text with no kept token gives zeros.
 
     Returns
     -------
-    (b, w)
+    (b, w), summed in float64
     """
-    kept = np.where(mask[:, :, None], vectors, vectors.dtype.type(0))
+    check_range("ids", ids, len(table))
+    kept = np.where(mask[:, :, None], table[ids], table.dtype.type(0))
     length = np.maximum(mask.sum(axis=1), 1)[:, None]
-    return (kept.sum(axis=1, dtype=np.float64) / length).astype(vectors.dtype)
+    return (kept.sum(axis=1, dtype=np.float64) / length).astype(table.dtype)
 
 
-def mean_pool_backward(d_pooled: Array, mask: NDArray[np.bool_]) -> Array:
-    """Gradient of `mean_pool`: d_x[i,t] = mask[i,t] d_out[i] / max(length[i], 1), (b, w) -> (b, t, w)."""
-    length = np.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)
-    return mask[:, :, None] * (d_pooled / length[:, None])[:, None, :]
+def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], n_rows: int) -> Array:
+    """Gradient of `mean_pool`: d_table[r] = sum of d_out[i] / max(length[i], 1) over kept ids[i,t] = r.
+
+    Parameters
+    ----------
+    d_pooled : (b, w)
+    ids : (b, t) integers in [0, n_rows)
+    mask : (b, t) bool
+    n_rows : int
+
+    Returns
+    -------
+    (n_rows, w), added up in the order of the batch
+    """
+    check_range("ids", ids, n_rows)
+    length = mask.sum(axis=1)
+    share = d_pooled / np.maximum(length, 1).astype(d_pooled.dtype)[:, None]
+    return scatter_add(ids[mask], np.repeat(share, length, axis=0), n_rows)
 
 
 def adam(
@@ -1005,26 +1120,41 @@ def adam(
     beta1: float,
     beta2: float,
     epsilon: float,
+    rows: Integers | None = None,
+    out: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """One step of Adam (Kingma, Ba, ICLR 2015, algorithm 1) on all entries of an array.
+    """One step of Adam (Kingma, Ba, ICLR 2015, algorithm 1), on all rows or on some.
 
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
     x = x - rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 
     Parameters
     ----------
-    parameter, gradient, first, second : (b, w)
+    parameter, first, second : (n, w)
+    gradient : (n, w), or (b, w) of some rows
     step : int
         t, 1 in the first step.
     learning_rate, beta1, beta2, epsilon : float
+    rows : (b,) distinct integers in [0, n), optional
+        The rows that move; the others stay as they are, moments included.
+    out : three arrays (n, w) in C order, optional
+        Where the results go; they may be `parameter`, `first` and `second`.
 
     Returns
     -------
-    parameter, first, second : (b, w)
+    parameter, first, second : (n, w)
     """
-    real = parameter.dtype.type
-    first = real(beta1) * first + real(1 - beta1) * gradient
-    second = real(beta2) * second + real(1 - beta2) * (gradient * gradient)
+    real, where = parameter.dtype.type, slice(None) if rows is None else rows
+    if rows is not None:
+        check_range("rows", rows, len(parameter))
+    m = real(beta1) * first[where] + real(1 - beta1) * gradient
+    v = real(beta2) * second[where] + real(1 - beta2) * (gradient * gradient)
     rate = real(learning_rate / (1 - beta1**step))
-    root = np.sqrt(second * real(1 / (1 - beta2**step)))
-    return parameter - rate * first / (root + real(epsilon)), first, second
+    root = np.sqrt(v * real(1 / (1 - beta2**step)))
+    moved = parameter[where] - rate * m / (root + real(epsilon)), m, v
+    out = (np.empty_like(parameter), np.empty_like(first), np.empty_like(second)) if out is None else out
+    for array, old, new in zip(out, (parameter, first, second), moved, strict=True):
+        if array is not old:
+            array[:] = old
+        array[where] = new
+    return out

@@ -30,11 +30,13 @@ def _chunks(b: int) -> int:
     return min(CHUNKS, -(-b // WIDTH))
 
 
+@loops.one_blas_thread
 def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
     """As `reference.sx_statistics`."""
     return _statistics(query, keys, counts, euclidean=False)
 
 
+@loops.one_blas_thread
 def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
     """As `reference.vq_statistics`."""
     return _statistics(query, keys, counts, euclidean=True)
@@ -258,6 +260,7 @@ def _square(x):
     return x * x
 
 
+@loops.one_blas_thread
 def sx_backward(
     d_picked: Array,
     query: Array,

@@ -30,7 +30,9 @@ class Dense:
     def forward(self, x: Array, train: bool = True) -> Array:
         """Map (b, n_inputs) to (b, n_outputs)."""
         self._x = x
-        return x @ self.params["weight"] + self.params["bias"]
+        y = x @ self.params["weight"]
+        y += self.params["bias"]
+        return y
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, d_x = d_y W^T."""
@@ -47,7 +49,7 @@ class Relu:
     def forward(self, x: Array, train: bool = True) -> Array:
         """Keep what is positive."""
         self._positive = x > 0
-        return x * self._positive
+        return np.maximum(x, 0)
 
     def backward(self, d_output: Array) -> Array:
         """Pass the gradient where the input was positive."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpq_ref import backend as backends
 from dpq_ref import checks, quantize
@@ -55,7 +56,9 @@ class TableLayer:
     """Base of the layers that stand for a table: ids to distinct rows, and the gradient back to these.
 
     A subclass fills `params`, and computes the rows of distinct ids only: `forward` is `_distinct`, its rows,
-    `_spread`; `backward` is `_last_batch`, `_collect`, its gradients.
+    `_spread`; `backward` is `_last_batch`, `_collect`, its gradients. With a `mask` of the ids, (b, t) bool,
+    the output is the mean of the rows kept of each text, (b, dim), and there is no array of (b, t, dim); the
+    mask must stay as it is until `backward`.
 
     Parameters
     ----------
@@ -82,19 +85,24 @@ class TableLayer:
         self.grads: dict[str, Any] = {}
         self._batch: Any = None
 
-    def _distinct(self, ids: Any) -> tuple[Any, Any, Any, tuple[int, ...]]:
+    def _distinct(self, ids: Any) -> tuple[Any, Any, Any]:
         ids = checks.as_ids(ids, self.vocab_size)
         rows, inverse, counts = self.kernels.distinct(ids.ravel())
-        return rows, inverse, counts, ids.shape
+        return rows, inverse.reshape(ids.shape), counts
 
-    def _spread(self, output: Array, inverse: Integers, shape: tuple[int, ...]) -> Array:
-        return self.kernels.gather(output, inverse).reshape(*shape, self.dim)
+    def _spread(self, output: Array, inverse: Integers, mask: Any) -> Array:
+        if mask is not None:
+            return self.kernels.mean_pool(output, inverse, mask)
+        return self.kernels.gather(output, inverse.ravel()).reshape(*inverse.shape, self.dim)
 
-    def _collect(self, d_output: Any, inverse: Integers, shape: tuple[int, ...], n_rows: int) -> Array:
-        d_output, expected = self.kernels.xp.asarray(d_output, self.dtype), (*shape, self.dim)
-        if d_output.shape != expected:
-            raise ValueError(f"d_output must have the output's shape {expected}, got {d_output.shape}")
-        return self.kernels.scatter_add(inverse, d_output.reshape(len(inverse), self.dim), n_rows)
+    def _collect(self, d_output: Any, inverse: Integers, mask: Any, n_rows: int) -> Array:
+        shape = (*(inverse.shape if mask is None else inverse.shape[:1]), self.dim)
+        d_output = self.kernels.xp.asarray(d_output, self.dtype)
+        if d_output.shape != shape:
+            raise ValueError(f"d_output must have the output's shape {shape}, got {d_output.shape}")
+        if mask is not None:
+            return self.kernels.mean_pool_backward(d_output, inverse, mask, n_rows)
+        return self.kernels.scatter_add(inverse.ravel(), d_output.reshape(inverse.size, self.dim), n_rows)
 
     def _last_batch(self) -> Any:
         if self._batch is None:
@@ -143,7 +151,7 @@ class FullEmbedding(TableLayer):
         host = codebook.initial(init, {"table": (vocab_size, dim)}, np.random.default_rng(rng), self.dtype)
         self.params = {"table": self.kernels.xp.asarray(host["table"])}
 
-    def forward(self, ids: Any, train: bool = True) -> Array:
+    def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
         """Rows of the table.
 
         Parameters
@@ -151,10 +159,12 @@ class FullEmbedding(TableLayer):
         ids : (...,) integers in [0, vocab_size)
         train : bool
             Keep what `backward` needs.
+        mask : (b, t) bool, optional
+            Pool the rows of ids (b, t): the mean of those kept.
 
         Returns
         -------
-        (..., dim)
+        (..., dim); with a mask (b, dim)
 
         Raises
         ------
@@ -162,13 +172,14 @@ class FullEmbedding(TableLayer):
             If ids are not integers, or out of range.
         """
         ids = checks.as_ids(ids, self.vocab_size)
-        self._batch = self._distinct(ids) if train else None
-        return self.kernels.gather(self.params["table"], ids.ravel()).reshape(*ids.shape, self.dim)
+        self._batch = (ids.copy(), mask) if train else None  # the caller may write to its own
+        return self._spread(self.params["table"], ids, mask)
 
     def backward(self, d_output: Array) -> None:
-        """Fill `grads` from the gradient of the output, (..., dim)."""
-        rows, inverse, _, shape = self._last_batch()
-        values = self._collect(d_output, inverse, shape, len(rows))
+        """Fill `grads` from the gradient of the output, of its shape."""
+        ids, mask = self._last_batch()
+        rows, inverse, _ = self._distinct(ids)
+        values = self._collect(d_output, inverse, mask, len(rows))
         self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
 
     def export(self) -> Compressed:
@@ -363,7 +374,7 @@ class DPQEmbedding(TableLayer):
         query = self.kernels.gather(self.params["query"], rows)
         return query.reshape(len(rows), self.n_groups, self.query_width)
 
-    def forward(self, ids: Any, train: bool = True) -> Array:
+    def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
         """Embed ids.
 
         Parameters
@@ -372,21 +383,23 @@ class DPQEmbedding(TableLayer):
         train : bool
             True: batch statistics, which also move the running ones, and what `backward` needs is kept.
             False: running statistics; the output is that of the exported artefact, bit by bit.
+        mask : (b, t) bool, optional
+            Pool the rows of ids (b, t): the mean of those kept. Statistics are of all ids, as without.
 
         Returns
         -------
-        (..., dim)
+        (..., dim); with a mask (b, dim)
 
         Raises
         ------
         TypeError, IndexError
             If ids are not integers, or out of range.
         """
-        rows, inverse, counts, shape = self._distinct(ids)
+        rows, inverse, counts = self._distinct(ids)
         if not train:
             self._batch = None
             output = quantize.compose(self.kernels, self._codes(rows), self._values, self.additive)
-            return self._spread(output, inverse, shape)
+            return self._spread(output, inverse, mask)
         counts = counts.astype(self.dtype)
         if self.padding_id is not None:
             counts[rows == self.padding_id] = 0
@@ -396,8 +409,8 @@ class DPQEmbedding(TableLayer):
             self.running_mean = kept * self.running_mean + new * tape.statistics[0]
             self.running_variance = kept * self.running_variance + new * tape.statistics[1]
         self.codebook_loss = tape.loss
-        self._batch = rows, inverse, shape, tape
-        return self._spread(output, inverse, shape)
+        self._batch = rows, inverse, mask, tape
+        return self._spread(output, inverse, mask)
 
     def _train_forward(self, query: Array, counts: Array) -> tuple[Array, quantize.Tape]:
         p = self.params
@@ -429,7 +442,7 @@ class DPQEmbedding(TableLayer):
         )
 
     def backward(self, d_output: Array) -> None:
-        """Fill `grads` from the gradient of the output, (..., dim).
+        """Fill `grads` from the gradient of the output, of its shape.
 
         For VQ they include the gradient of the codebook loss. Moving averages and restarts happen here, too.
 
@@ -440,8 +453,8 @@ class DPQEmbedding(TableLayer):
         RuntimeError
             If the last `forward` was not in training mode.
         """
-        rows, inverse, shape, tape = self._last_batch()
-        d_rows = self._collect(d_output, inverse, shape, len(rows))
+        rows, inverse, mask, tape = self._last_batch()
+        d_rows = self._collect(d_output, inverse, mask, len(rows))
         step = quantize.sx_backward if self.method == "sx" else quantize.vq_backward
         d_query, *d_books = step(self.kernels, d_rows, tape)
         d_query = d_query.reshape(len(rows), self.n_groups * self.query_width)
@@ -475,8 +488,8 @@ class DPQEmbedding(TableLayer):
         -------
         (..., D) int32 in [0, K)
         """
-        rows, inverse, _, shape = self._distinct(ids)
-        return self._codes(rows)[inverse].reshape(*shape, self.n_groups)
+        rows, inverse, _ = self._distinct(ids)
+        return self._codes(rows)[inverse]
 
     def all_codes(self) -> Integers:
         """Codes of all rows in evaluation mode, (vocab_size, D) int32 on the host."""

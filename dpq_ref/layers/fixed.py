@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dpq_ref import checks
 from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import Array
@@ -31,10 +34,9 @@ class FixedEmbedding(TableLayer):
         super().__init__(n, dim, None, self.rows.dtype, backend)
         self.table = table
 
-    def forward(self, ids: Any, train: bool = True) -> Array:
-        """Rows, (...,) integers in [0, vocab_size) -> (..., dim)."""
-        ids = checks.as_ids(ids, self.vocab_size)
-        return self.kernels.gather(self.rows, ids.ravel()).reshape(*ids.shape, self.dim)
+    def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
+        """Rows, (...,) integers -> (..., dim); with a mask (b, t) the means of those kept, (b, dim)."""
+        return self._spread(self.rows, checks.as_ids(ids, self.vocab_size), mask)
 
     def backward(self, d_output: Array) -> None:
         """Do nothing: there is no parameter."""

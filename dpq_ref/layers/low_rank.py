@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpq_ref import backend as backends
 from dpq_ref import checks
@@ -112,7 +113,7 @@ class LowRankEmbedding(TableLayer):
         right = rng.uniform(-1, 1, (rank, dim)) * np.sqrt(3 / rank)
         return cls(table[:, :rank], right.astype(table.dtype), backend=backend)
 
-    def forward(self, ids: Any, train: bool = True) -> Array:
+    def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
         """Rows of the product.
 
         Parameters
@@ -120,25 +121,27 @@ class LowRankEmbedding(TableLayer):
         ids : (...,) integers in [0, vocab_size)
         train : bool
             Keep what `backward` needs.
+        mask : (b, t) bool, optional
+            Pool the rows of ids (b, t): the mean of those kept.
 
         Returns
         -------
-        (..., dim)
+        (..., dim); with a mask (b, dim)
 
         Raises
         ------
         TypeError, IndexError
             If ids are not integers, or out of range.
         """
-        rows, inverse, _, shape = self._distinct(ids)
+        rows, inverse, _ = self._distinct(ids)
         left = self.kernels.gather(self.params["left"], rows)
-        self._batch = (rows, inverse, shape, left) if train else None
-        return self._spread(self.kernels.combine(left, self.params["right"]), inverse, shape)
+        self._batch = (rows, inverse, mask, left) if train else None
+        return self._spread(self.kernels.combine(left, self.params["right"]), inverse, mask)
 
     def backward(self, d_output: Array) -> None:
         """Fill `grads` from the gradient d of the output, (..., dim): d right^T and left^T d."""
-        rows, inverse, shape, left = self._last_batch()
-        d_rows = self._collect(d_output, inverse, shape, len(rows))
+        rows, inverse, mask, left = self._last_batch()
+        d_rows = self._collect(d_output, inverse, mask, len(rows))
         d_left = RowSparse(rows, d_rows @ self.params["right"].T, self.vocab_size)
         self.grads = {"left": d_left, "right": left.T @ d_rows}
 
@@ -281,7 +284,7 @@ class BlockEmbedding(TableLayer):
     def _named(self, kind: str) -> dict[str, Any]:
         return {f"{b}.{k}": v for b, of in enumerate(self.blocks) for k, v in getattr(of, kind).items()}
 
-    def forward(self, ids: Any, train: bool = True) -> Array:
+    def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
         """Rows, each from the layer of its block.
 
         Parameters
@@ -289,29 +292,31 @@ class BlockEmbedding(TableLayer):
         ids : (...,) integers in [0, vocab_size)
         train : bool
             Passed on to the blocks.
+        mask : (b, t) bool, optional
+            Pool the rows of ids (b, t): the mean of those kept.
 
         Returns
         -------
-        (..., dim)
+        (..., dim); with a mask (b, dim)
 
         Raises
         ------
         TypeError, IndexError
             If ids are not integers, or out of range.
         """
-        rows, inverse, _, shape = self._distinct(ids)
+        rows, inverse, _ = self._distinct(ids)
         block = self.block_of_word[rows]
         members = [np.flatnonzero(block == b) for b in range(len(self.blocks))]
         output = self.kernels.xp.empty((len(rows), self.dim), self.dtype)
         for layer, mine in zip(self.blocks, members, strict=True):
             output[mine] = layer.forward(self.index[rows[mine]], train)
-        self._batch = (inverse, shape, members) if train else None
-        return self._spread(output, inverse, shape)
+        self._batch = (inverse, mask, members) if train else None
+        return self._spread(output, inverse, mask)
 
     def backward(self, d_output: Array) -> None:
         """Fill `grads` from the gradient of the output, (..., dim)."""
-        inverse, shape, members = self._last_batch()
-        d_rows = self._collect(d_output, inverse, shape, sum(map(len, members)))
+        inverse, mask, members = self._last_batch()
+        d_rows = self._collect(d_output, inverse, mask, sum(map(len, members)))
         for layer, mine in zip(self.blocks, members, strict=True):
             layer.backward(d_rows[mine])
         self.grads = self._named("grads")

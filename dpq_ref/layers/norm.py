@@ -37,21 +37,30 @@ class BatchNorm:
     def forward(self, x: Array, train: bool = True) -> Array:
         """Normalise (b, width)."""
         if train:
-            mean, variance = x.mean(axis=0), x.var(axis=0)
+            mean = x.mean(axis=0)
+            centred = x - mean
+            variance = np.einsum("ij,ij->j", centred, centred) / x.dtype.type(len(x))
             for name, new in (("mean", mean), ("variance", variance)):
                 self.buffers[name] += x.dtype.type(1 - MOMENTUM) * (new - self.buffers[name])
         else:
-            mean, variance = self.buffers["mean"], self.buffers["variance"]
+            centred, variance = x - self.buffers["mean"], self.buffers["variance"]
         self._deviation = np.sqrt(variance + x.dtype.type(EPSILON))
-        self._normalized = (x - mean) / self._deviation
-        return self.params["gamma"] * self._normalized + self.params["beta"]
+        centred /= self._deviation
+        self._normalized = centred
+        y = self.params["gamma"] * centred
+        y += self.params["beta"]
+        return y
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, batch statistics differentiated."""
-        self.grads = {"gamma": (d_output * self._normalized).sum(axis=0), "beta": d_output.sum(axis=0)}
+        gamma = np.einsum("ij,ij->j", d_output, self._normalized)
+        self.grads = {"gamma": gamma, "beta": d_output.sum(axis=0)}
         n = d_output.dtype.type(len(d_output))
-        mean_d, mean_dx = self.grads["beta"] / n, self.grads["gamma"] / n
-        return self.params["gamma"] * (d_output - mean_d - self._normalized * mean_dx) / self._deviation
+        d_x = self._normalized * (self.grads["gamma"] / -n)
+        d_x += d_output
+        d_x -= self.grads["beta"] / n
+        d_x *= self.params["gamma"] / self._deviation
+        return d_x
 
 
 class LayerNorm:

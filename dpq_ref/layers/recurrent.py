@@ -98,21 +98,21 @@ class LSTM:
         if x.shape[2] != self.n_inputs:
             raise ValueError(f"x must have shape (b, t, {self.n_inputs}), got {x.shape}")
         steps = np.ascontiguousarray(x.swapaxes(0, 1)).reshape(t * b, self.n_inputs)
-        gates = (steps @ self.params["input_weight"] + self.params["bias"]).reshape(t, b, 4 * self.n_hidden)
-        hidden, cell = self._zeros(b) if state is None else state
-        alive = None if lengths is None else np.arange(t)[:, None, None] < np.asarray(lengths)[:, None]
-        hiddens, cells, tape = [hidden], [cell], []
-        for i in range(t):
-            activations, new, hidden = self.kernels.lstm_cell(
-                gates[i] + hiddens[-1] @ self.params["hidden_weight"], cells[-1]
-            )
-            tape.append((activations, new))
-            hiddens.append(hidden if alive is None else np.where(alive[i], hidden, hiddens[-1]))
-            cells.append(new if alive is None else np.where(alive[i], new, cells[-1]))
+        gates = steps @ self.params["input_weight"]
+        gates += self.params["bias"]
+        alive = np.arange(t)[:, None] < (np.full(b, t) if lengths is None else np.asarray(lengths))
+        activations, hiddens, cells = self.kernels.lstm(
+            gates.reshape(t, b, 4 * self.n_hidden),
+            self.params["hidden_weight"],
+            *(self._zeros(b) if state is None else state),
+            alive,
+        )
         self.state = hiddens[-1], cells[-1]
-        self._tape = (steps, hiddens, cells, tape, alive) if train else None
-        output = np.stack(hiddens[1:], axis=1) if t else np.zeros((b, 0, self.n_hidden), self.dtype)
-        return output if alive is None else output * alive.swapaxes(0, 1)
+        self._tape = (steps, activations, hiddens, cells, alive) if train else None
+        output = np.ascontiguousarray(hiddens[1:].swapaxes(0, 1))
+        if lengths is not None:
+            output *= alive.T[:, :, None]
+        return output
 
     def backward(self, d_output: Array, *, d_state: State | None = None) -> Array:
         """Fill `grads` and `d_state`; return the gradient of the input.
@@ -129,21 +129,18 @@ class LSTM:
         """
         if self._tape is None:
             raise RuntimeError("backward() needs a forward(x, train=True) before it")
-        steps, hiddens, cells, tape, alive = self._tape
+        steps, activations, hiddens, cells, alive = self._tape
         b, t, h = d_output.shape
-        d_hidden, d_cell = self._zeros(b) if d_state is None else d_state
-        transposed = np.ascontiguousarray(self.params["hidden_weight"].T)
-        d_gates = np.empty((t, b, 4 * h), self.dtype)
-        for i in reversed(range(t)):
-            through = d_output[:, i] + d_hidden, d_cell  # of the state after step i
-            if alive is not None:
-                through = (alive[i] * (d_output[:, i] + d_hidden), alive[i] * d_cell)
-            d_gates[i], d_before = self.kernels.lstm_cell_backward(*through, tape[i][0], cells[i], tape[i][1])
-            stay = (0, 0) if alive is None else (~alive[i] * d_hidden, ~alive[i] * d_cell)
-            d_hidden, d_cell = d_gates[i] @ transposed + stay[0], d_before + stay[1]
-        self.d_state = d_hidden, d_cell
-        flat = d_gates.reshape(t * b, 4 * h)
-        before = np.stack(hiddens[:-1]).reshape(t * b, h) if t else np.zeros((0, h), self.dtype)
+        d_gates, *d_before = self.kernels.lstm_backward(
+            d_output.swapaxes(0, 1),
+            *(self._zeros(b) if d_state is None else d_state),
+            activations,
+            cells,
+            self.params["hidden_weight"],
+            alive,
+        )
+        self.d_state = d_before[0], d_before[1]
+        flat, before = d_gates.reshape(t * b, 4 * h), hiddens[:-1].reshape(t * b, h)
         self.grads = {
             "input_weight": steps.T @ flat,
             "hidden_weight": before.T @ flat,

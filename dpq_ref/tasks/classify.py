@@ -1,8 +1,8 @@
 """Text classification of the paper (hyperparameters of its released code), forward and backward.
 
 The mean of the word vectors, batch norm, ReLU, dense, batch norm, ReLU, dense; cross-entropy; row-sparse Adam
-at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train)`, `backward(d_output)`, `params`
-and `grads`.
+at 1e-3, batches of 64. The embedding is any layer with `forward(ids, train, mask)`, `backward(d_output)`,
+`params` and `grads`.
 """
 
 import os
@@ -30,7 +30,7 @@ class TextClassifier(Network):
     Parameters
     ----------
     embedding : layer
-        From ids (b, t) to vectors (b, t, dim).
+        From ids (b, t) and a mask of them to means of vectors (b, dim).
     n_classes : int
     hidden : int
     rng : int or numpy.random.Generator
@@ -67,15 +67,14 @@ class TextClassifier(Network):
         -------
         (b, n_classes)
         """
-        self._mask = ids != PADDING
-        return self._head(self.kernels.mean_pool(self.embedding.forward(ids, train), self._mask), train)
+        return self._head(self.embedding.forward(ids, train, mask=ids != PADDING), train)
 
     def backward(self, d_logits: Array) -> None:
         """Fill `grads` from the gradient of the logits, (b, n_classes)."""
         d = d_logits
         for layer in reversed(self.head.values()):
             d = layer.backward(d)
-        self.embedding.backward(self.kernels.mean_pool_backward(d, self._mask))
+        self.embedding.backward(d)
 
     def loss_and_gradients(self, batch: tuple[Integers, Integers]) -> float:
         """Cross-entropy of a batch, ids (b, t) and labels (b,), in training mode; fills `grads`."""
@@ -114,10 +113,8 @@ class TextClassifier(Network):
         predicted = []
         for start in range(0, len(documents), EVALUATION_BATCH):
             ids = documents.pad(np.arange(start, min(start + EVALUATION_BATCH, len(documents))), max_tokens)
-            vectors = self.kernels.gather(table, ids.ravel()).reshape(*ids.shape, -1)
-            predicted.append(
-                self._head(self.kernels.mean_pool(vectors, ids != PADDING), False).argmax(axis=1)
-            )
+            pooled = self.kernels.mean_pool(table, ids, ids != PADDING)
+            predicted.append(self._head(pooled, False).argmax(axis=1))
         return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
 
 

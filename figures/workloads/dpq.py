@@ -6,8 +6,8 @@ import numpy as np
 
 from dpq_ref import DPQEmbedding
 from dpq_ref.quantize import EPSILON
-from figures.bench import zipf
 from figures.speed import Work
+from figures.workloads.zipf import zipf
 
 VOCAB = 10_000
 

@@ -359,6 +359,26 @@ def test_look_up_takes_ids_of_any_shape(make):
 
 
 @tables
+def test_look_up_where_it_is_told(make):
+    table = make()
+    ids = np.arange(table.vocab_size)[:, None]
+    out = np.full((table.vocab_size, 1, table.dim), np.nan, table.dtype)
+    assert table.lookup(ids, out=out) is out
+    np.testing.assert_array_equal(out, table.lookup(ids))
+
+
+@one_of_each
+def test_where_it_is_told_must_fit(make):
+    table = make()
+    fits, frozen = np.zeros((2, table.dim), table.dtype), np.zeros((2, table.dim), table.dtype)
+    frozen.flags.writeable = False
+    wrong = (fits[:1], fits[:, 1:], np.asfortranarray(fits), fits.astype(np.float16), frozen)
+    for out in wrong:
+        with pytest.raises(ValueError, match="out must be"):
+            table.lookup([0, 1], out=out)
+
+
+@tables
 @pytest.mark.parametrize(
     "ids, error",
     [

@@ -15,6 +15,7 @@ name = "sleep"
 milliseconds = [2, 4]
 threads = [1]
 goals = { slow = 2.5 }
+goal_ms = 3.5
 floor_goal = 3
 """
 
@@ -55,6 +56,7 @@ def test_ratios_and_floor(tmp_path, monkeypatch, runs):
         (f"{n} ms", peer, goal) for n in (2, 4) for peer, goal in (("slow", "2.5"), ("fast", ""))
     ]
     for row in rows:
+        assert (row["ours_goal_ms"], row["floor_goal"], int(row["runs"])) == ("3.5", "3", runs)
         ours, ratio = float(row["shape"].split()[0]), {"slow": 3, "fast": 0.5}[row["peer"]]
         expected = {"ours_ms": ours, "peer_ms": ratio * ours, "ratio": ratio, "ours_cpu_ms": ours / 4}
         expected |= {"peer_cpu_ms": ratio * ours / 4, "floor_ms": 1, "over_floor": ours}

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from dpq_ref.kernels import cpu, reference
+from dpq_ref.kernels import cpu, loops, reference
 
 KERNEL_SETS = [cpu]
 DTYPES = [np.float32, np.float64]
@@ -76,6 +76,12 @@ def levels(d: Draw) -> tuple:
     return stream, 8, d.real(256), d.below(N, d.b), d.D
 
 
+def packed_rows(d: Draw) -> tuple:
+    """Codes of 4 bits, K = 11 of the 16; groups that the stream's last bytes hold; 3 values to a group."""
+    stream = reference.pack_codes(d.below(K, N, d.D), 4)
+    return stream, 4, d.below(N, d.b), d.D, d.book()
+
+
 def lengths() -> np.ndarray:
     return np.array([3, 0, 1, 5, 3, 5, 4])  # code 1 never comes
 
@@ -95,6 +101,7 @@ CONTRACT = {
     "pack_codes": Row(BITWISE, lambda d: (d.codes(), 5)),
     "unpack_codes": Row(BITWISE, packed),
     "unpack_levels": Row(BITWISE, levels),
+    "decode_packed": Row(BITWISE, packed_rows, nan=(4,)),
     "canonical_code": Row(BITWISE, lambda d: (lengths(),)),
     "pack_prefix": Row(BITWISE, lambda d: (some_codes(d), lengths())),
     "unpack_prefix": Row(
@@ -125,8 +132,10 @@ CONTRACT = {
     ),
     "softmax": Row(CLOSE, lambda d: (d.responses(), 0.7), nan=(0,)),
     "softmax_backward": Row(CLOSE, lambda d: (d.responses(), d.positive(d.b, d.D, K), 0.7), nan=(0, 1)),
-    "mean_pool": Row(CLOSE, lambda d: (d.real(d.b, 6, 7), d.real(d.b, 6) > 0), nan=(0,)),
-    "mean_pool_backward": Row(CLOSE, lambda d: (d.real(d.b, 7), d.real(d.b, 6) > 0), nan=(0,)),
+    "mean_pool": Row(CLOSE, lambda d: (d.real(N, 7), d.below(N, d.b, 6), d.real(d.b, 6) > 0), nan=(0,)),
+    "mean_pool_backward": Row(
+        CLOSE, lambda d: (d.real(d.b, 150), d.below(N, d.b, 6), d.real(d.b, 6) > 0, N), nan=(0,)
+    ),
     "adam": Row(
         CLOSE,
         lambda d: (*(d.real(d.b, 7) for _ in range(3)), d.positive(d.b, 7), 3, 1e-2, 0.9, 0.99, 1e-8),
@@ -137,6 +146,21 @@ CONTRACT = {
         CLOSE,
         lambda d: (d.real(d.b, 3), d.real(d.b, 3), d.positive(d.b, 12), d.real(d.b, 3), d.real(d.b, 3)),
         nan=(0, 1, 2, 3, 4),
+    ),
+    "lstm": Row(
+        CLOSE,
+        lambda d: (d.real(4, d.b, 12), d.real(3, 12), d.real(d.b, 3), d.real(d.b, 3), d.real(4, d.b) > -1),
+        nan=(0, 2, 3),
+        chain=3,
+    ),
+    "lstm_backward": Row(
+        CLOSE,
+        lambda d: (
+            *(d.real(4, d.b, 3), d.real(d.b, 3), d.real(d.b, 3), d.positive(4, d.b, 12)),
+            *(d.real(5, d.b, 3), d.real(3, 12), d.real(4, d.b) > -1),
+        ),
+        nan=(0, 1, 2),
+        chain=3,
     ),
     "cross_entropy": Row(
         CLOSE, lambda d: (d.real(d.b, 67), d.below(67, d.b), d.positive(d.b), 0.1), nan=(0, 2)
@@ -471,17 +495,27 @@ def test_indices_out_of_range(module, bad):
         lambda: module.check_range("ids", ids, 4),
         lambda: module.gather(x, ids),
         lambda: module.scatter_add(ids, x[:3], 4),
+        lambda: module.mean_pool(x, codes, codes > 0),
+        lambda: module.mean_pool_backward(x[:3], codes, codes > 0, 4),
+        lambda: module.adam(x, x[:3], x, x, 1, 0.1, 0.9, 0.99, 1e-8, rows=ids),
         lambda: module.decode(codes, x[None]),
         lambda: module.sum_by_code(codes, x[:3, None], 4),
         lambda: module.codebook_errors(x[:3, None], x[None], codes, np.ones(3)),
         lambda: module.count_codes(codes, np.ones(3), 4),
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
+        lambda: module.decode_packed(np.zeros(1, np.uint8), 2, ids, 1, x[None]),
         lambda: module.pack_prefix(codes[:, 0], np.full(4, 2)),
     ]
     for call in calls:
         with pytest.raises(IndexError, match=rf"must lie in \[0, 4\), got {bad}"):
             call()
+
+
+def wrong_one_by_one(arrays):
+    """Arguments of which one array is too short."""
+    for i in range(1, len(arrays)):
+        yield [array[:-1] if i == k else array for k, array in enumerate(arrays)]
 
 
 @each_set
@@ -490,7 +524,8 @@ def test_shapes_are_checked(module):
     d = Draw(np.float32, 6)
     r, q, book, counts = d.responses(), d.query(), d.book(), d.counts()
     codes, ids, mask = d.codes(), d.below(N, 6), d.real(6, 4) > 0
-    k = np.abs(r[0, 0])
+    r2 = r[:, 0]
+    k, stream = np.abs(r[0, 0]), packed_rows(d)[0]
     calls: list[Callable[[], Any]] = [
         lambda: module.gather(r[:, 0], codes[:, :2] % 6),
         lambda: module.scatter_add(ids[:5], r[:, 0], N),
@@ -534,6 +569,9 @@ def test_shapes_are_checked(module):
         lambda: module.sx_backward(q, q, book, book, counts, (k, k), 1e-3, 1.0, r[:5]),
         lambda: module.softmax_backward(r[:5], r, 1.0),
         lambda: module.decode(codes, book[:2]),
+        lambda: module.decode_packed(stream, 4, ids, D, book[:2]),
+        lambda: module.decode_packed(stream, 4, ids, D, book, out=np.empty((6, D * S + 1), np.float32)),
+        lambda: module.decode_packed(stream, 4, ids[:, None], D, book),
         lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:5, 0], r, 2),
@@ -548,9 +586,17 @@ def test_shapes_are_checked(module):
         lambda: module.sign_products(r[0], r[0], r[0, :, 0]),
         lambda: module.sign_products(r[0], r[0].T, r[0, :4, 0]),
         lambda: module.sides(r[0], r[0]),
-        lambda: module.mean_pool(q, mask),
-        lambda: module.mean_pool_backward(q[:5, 0], mask),
-        lambda: module.adam(q, q, q, q[:5], 1, 0.1, 0.9, 0.99, 1e-8),
+        *(partial(module.lstm, *arrays) for arrays in wrong_one_by_one(CONTRACT["lstm"].arguments(d))),
+        *(
+            partial(module.lstm_backward, *arrays)
+            for arrays in wrong_one_by_one(CONTRACT["lstm_backward"].arguments(d))
+        ),
+        lambda: module.mean_pool(q[:, 0], codes[:, :3] % 6, mask),
+        lambda: module.mean_pool_backward(q[:5, 0], codes[:, :4], mask, K),
+        lambda: module.mean_pool_backward(q[:, 0], codes[:, :3], mask, K),
+        lambda: module.adam(r2, r2, r2, r2[:5], 1, 0.1, 0.9, 0.99, 1e-8),
+        lambda: module.adam(r2, r2, r2, r2, 1, 0.1, 0.9, 0.99, 1e-8, rows=ids[:2] % 6),
+        lambda: module.adam(r2, r2, r2, r2, 1, 0.1, 0.9, 0.99, 1e-8, out=(r2, r2, r2[:5])),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="must have shape"):
@@ -568,6 +614,33 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
         levels = np.arange(1 << n_bits).astype(dtype)
         check(module, "unpack_levels", (stream, n_bits, levels, np.array([8, 0, 3, 3]), 7))
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 33])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("threads", ["one", "several"])
+def test_rows_of_every_width(module, dtype, s, shared, threads, monkeypatch):
+    """Whole vectors, none beyond the end of the values or of the output, its last row included."""
+    monkeypatch.setattr(module, "SHARED", 0 if threads == "several" else 1 << 62)
+    rng = np.random.default_rng(s)
+    codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
+    ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
+    arguments = reference.pack_codes(codes, 4), 4, ids, D, values
+    check(module, "decode_packed", arguments)
+    frame = np.full((len(ids) + 2, D * s), 7, dtype)
+    assert module.decode_packed(*arguments, out=frame[1:-1]) is not None
+    np.testing.assert_array_equal(frame[[0, -1]], 7)
+    np.testing.assert_array_equal(frame[1:-1], reference.decode_packed(*arguments))
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+def test_packed_codes_beyond_the_values(module):
+    stream, values = reference.pack_codes(np.array([[0, 3], [1, 2]]), 2), np.zeros((2, 3, 4))
+    assert module.decode_packed(stream, 2, np.array([1]), 2, values).shape == (1, 8)
+    with pytest.raises(IndexError, match="codes must lie in \\[0, 3\\), got 3"):
+        module.decode_packed(stream, 2, np.array([1, 0]), 2, values)
 
 
 @pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
@@ -636,3 +709,52 @@ def test_sides_of_planes_that_nearly_hold_the_rows(dtype):
     basis = np.linalg.svd(planes.T.astype(float))[2][5:]  # of what all planes hold
     check(cpu, "sides", ((rows @ basis.T @ basis).astype(dtype), planes))
     check(cpu, "sides", (np.zeros((3, 9), dtype), planes))
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+@each_dtype
+def test_adam_in_place_and_of_some_rows(module, dtype):
+    d = Draw(dtype, 40)
+    x, m, v, rows = d.real(40, 7), d.real(40, 7), d.positive(40, 7), d.rng.permutation(40)[:9]
+    for given, g in ((None, d.real(40, 7)), (rows, d.real(9, 7)), (rows[:0], d.real(0, 7))):
+        hyper = (3, 1e-2, 0.9, 0.99, 1e-8, given)
+        expected = reference.adam(x, g, m, v, *hyper)
+        assert_equal(CLOSE, module.adam(x, g, m, v, *hyper), expected)
+        again = tuple(array.copy() for array in (x, m, v))
+        assert module.adam(again[0], g, *again[1:], *hyper, out=again)[0] is again[0]
+        assert_equal(CLOSE, again, expected)
+
+
+@each_set
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_distinct_ids_near_and_far(module, integer):
+    """Counted where they lie close together, sorted where not: the same, dtypes included."""
+    top = min(int(np.iinfo(integer).max), 1 << 62)
+    for ids in ([], [5], [top, 0, top], [3, 3, 1, 2, 3], [top, top - 1, top]):
+        check(module, "distinct", (np.array(ids, integer),))
+    if np.iinfo(integer).min:
+        check(module, "distinct", (np.array([-3, 4, -3], integer),))
+
+
+def test_one_blas_thread_and_then_as_many_as_before():
+    """In nested use, and after an error."""
+    libraries = loops._blas()
+    assert libraries
+
+    def threads():
+        return [library.get_num_threads() for library in libraries]
+
+    before = threads()
+    for library in libraries:
+        library.set_num_threads(2)
+    several = threads()
+    try:
+        with pytest.raises(KeyError), loops.one_blas_thread:
+            with loops.one_blas_thread:
+                assert threads() == [1] * len(libraries)
+            assert threads() == [1] * len(libraries)
+            raise KeyError
+        assert threads() == several
+    finally:
+        for library, n in zip(libraries, before, strict=True):
+            library.set_num_threads(n)

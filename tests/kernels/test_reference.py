@@ -253,21 +253,24 @@ def test_second_row_starts_inside_a_byte():
 MASK = np.array([[True, False, True], [False, False, False], [False, True, False]])
 
 
+IDS = np.array([[3, 0, 1], [0, 0, 0], [2, 3, 2]])
+
+
 def test_mean_pool():
-    vectors, d_pooled = normal(3, 3, 4), normal(3, 4)
-    pooled = ref.mean_pool(vectors, MASK)
-    np.testing.assert_allclose(pooled[0], (vectors[0, 0] + vectors[0, 2]) / 2)
+    table, d_pooled = normal(4, 5), normal(3, 5)
+    pooled = ref.mean_pool(table, IDS, MASK)
+    np.testing.assert_allclose(pooled[0], (table[3] + table[1]) / 2)
     np.testing.assert_array_equal(pooled[1], 0)
-    np.testing.assert_array_equal(pooled[2], vectors[2, 1])
-    gradient = ref.mean_pool_backward(d_pooled, MASK)
-    assert_gradient(lambda v: ref.mean_pool(v, MASK), [vectors], [gradient], d_pooled)
+    np.testing.assert_array_equal(pooled[2], table[3])
+    gradient = ref.mean_pool_backward(d_pooled, IDS, MASK, 4)
+    assert_gradient(lambda x: ref.mean_pool(x, IDS, MASK), [table], [gradient], d_pooled)
 
 
 def test_padding_may_hold_anything():
-    vectors = normal(3, 3, 4)
-    pooled = ref.mean_pool(vectors, MASK)
-    vectors[~MASK] = np.nan
-    np.testing.assert_array_equal(ref.mean_pool(vectors, MASK), pooled)
+    table = normal(4, 5)
+    pooled = ref.mean_pool(table, IDS, MASK)
+    table[[0, 2]] = np.nan
+    np.testing.assert_array_equal(ref.mean_pool(table, IDS, MASK), pooled)
 
 
 def test_adam_against_algorithm_1():
@@ -283,3 +286,19 @@ def test_adam_against_algorithm_1():
         np.testing.assert_allclose([a.item() for a in arrays], [x, m, v], rtol=1e-12)
         if t == 1:
             assert arrays[0].item() == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_adam_of_some_rows(in_place):
+    """These move as if they were all there is; the others do not, and nothing does that was given."""
+    x, m, v, g = normal(5, 3), normal(5, 3), normal(5, 3) ** 2, normal(2, 3)
+    rows, hyper = np.array([3, 1]), (2, 0.1, 0.9, 0.99, 1e-8)
+    expected = [array.copy() for array in (x, m, v)]
+    for array, new in zip(expected, ref.adam(x[rows], g, m[rows], v[rows], *hyper), strict=True):
+        array[rows] = new
+    out = (x, m, v) if in_place else None
+    before = x.copy()
+    found = ref.adam(x, g, m, v, *hyper, rows=rows, out=out)
+    for array, new in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, new)
+    assert found[0] is x if in_place else (x == before).all()

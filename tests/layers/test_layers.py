@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 import scipy.special
 
+from dpq_ref.compressed import DenseTable
 from dpq_ref.gradcheck import directional
-from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
+from dpq_ref.layers import (
+    BatchNorm,
+    BlockEmbedding,
+    Dense,
+    DPQEmbedding,
+    FixedEmbedding,
+    FullEmbedding,
+    LowRankEmbedding,
+    Relu,
+    RowSparse,
+    softmax_cross_entropy,
+)
 
 TOLERANCE = 1e-8
 
@@ -69,3 +81,39 @@ def test_cross_entropy_of_huge_logits_is_finite():
     loss, d_logits = softmax_cross_entropy(np.array([[1e4, -1e4]], np.float32), np.array([1]))
     assert loss == pytest.approx(2e4)
     np.testing.assert_array_equal(d_logits, [[1, -1]])
+
+
+def embeddings(rng):
+    table = rng.standard_normal((9, 6))
+    blocks = [FullEmbedding(5, 6, dtype=np.float64), FullEmbedding(4, 6, dtype=np.float64)]
+    return {
+        "full": FullEmbedding(9, 6, dtype=np.float64),
+        "sx": DPQEmbedding(9, 6, n_groups=3, n_codes=4, dtype=np.float64),
+        "vq": DPQEmbedding(9, 6, n_groups=3, n_codes=4, method="vq", dtype=np.float64),
+        "low rank": LowRankEmbedding.from_table(table, 3),
+        "blocks": BlockEmbedding(np.arange(9) // 5, blocks),
+        "fixed": FixedEmbedding(DenseTable(table)),
+    }
+
+
+@pytest.mark.parametrize("name", ["full", "sx", "vq", "low rank", "blocks", "fixed"])
+@pytest.mark.parametrize("train", [True, False])
+def test_pooled_is_the_mean_of_what_is_kept(name, train, rng):
+    """With a mask: means of the vectors without, and the gradients that these give; a text may keep none."""
+    ids, mask = rng.integers(0, 9, (4, 5)), rng.random((4, 5)) < 0.5
+    mask[2] = False
+    length, d = np.maximum(mask.sum(axis=1), 1)[:, None], rng.standard_normal((4, 6))
+    layer, other = embeddings(np.random.default_rng(1))[name], embeddings(np.random.default_rng(1))[name]
+    expected = np.where(mask[:, :, None], other.forward(ids, train), 0).sum(axis=1) / length
+    np.testing.assert_allclose(layer.forward(ids, train, mask=mask), expected, rtol=1e-12, atol=1e-14)
+    if train:
+        layer.backward(d)
+        other.backward(mask[:, :, None] * (d / length)[:, None])
+        for key, gradient in other.grads.items():
+            found, wanted = (
+                g.to_dense() if isinstance(g, RowSparse) else g for g in (layer.grads[key], gradient)
+            )
+            np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+        if layer.params:
+            with pytest.raises(ValueError, match="shape"):
+                layer.backward(d[:3])
