@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
-from baselines.low_rank import one_blas_thread
 from dpq_ref import backend, checks
 from dpq_ref.compressed import FactoredTable, ScalarTable
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
@@ -270,10 +269,9 @@ def sides(X: Array, planes: Array, mean: Array | None = None) -> Bits:
     """
     kernels = backend.get()
     codes = np.empty((len(X), planes.shape[1]), np.uint8)
-    with one_blas_thread():
-        for rows in blocks(len(X), max(planes.shape)):
-            block = X[rows] if mean is None else X[rows] - mean
-            codes[rows] = kernels.sides(block.astype(planes.dtype, copy=False), planes)
+    for rows in blocks(len(X), max(planes.shape)):
+        block = X[rows] if mean is None else X[rows] - mean
+        codes[rows] = kernels.sides(block.astype(planes.dtype, copy=False), planes)
     return codes
 
 

@@ -7,7 +7,8 @@ d is dense, and takes n_p d. So a word takes as many as its block has ranks.
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.low_rank import one_blas_thread, right_vectors
+from baselines.low_rank import right_vectors
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 HALVINGS = 40  # of the range of the Lagrange multiplier, on a logarithmic scale

@@ -28,9 +28,9 @@ from baselines.blocks import (
     residuals,
 )
 from baselines.levels import nearest_level, optimal_clips
-from baselines.low_rank import one_blas_thread
 from baselines.scalar import as_float32
 from dpq_ref import checks
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import BlockTable
 from dpq_ref.kernels.reference import Array, Integers
 

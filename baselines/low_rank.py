@@ -6,7 +6,6 @@ N. Halko, P. G. Martinsson, J. A. Tropp, *Finding Structure with Randomness*, SI
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from baselines.base import Compressor
 from baselines.scalar import as_float32
 from dpq_ref import checks
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable
 from dpq_ref.kernels.reference import BLOCK, Array
 
@@ -216,19 +216,6 @@ def randomized_right_vectors(
         values, turn = linalg.eigh(basis.T @ gram_times(basis))
     vectors = (basis @ turn).T[::-1][:rank]
     return np.sqrt(np.maximum(values[::-1][:rank], 0) * scale), _with_signs(vectors)
-
-
-def one_blas_thread() -> Any:
-    """Context of one BLAS thread: on a busy machine two were 20 times slower than one."""
-    return _blas().limit(limits=1, user_api="blas")
-
-
-@cache
-def _blas() -> Any:
-    import scipy.linalg  # noqa: F401 (it has a BLAS of its own, which must be there to be found)
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()  # finding the libraries takes milliseconds
 
 
 def _weighted(X: Array, weights: Array) -> Iterator[Array]:

@@ -5,6 +5,7 @@ Nothing falls back silently: a back end that is not there is an error that names
 """
 
 import importlib
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -64,3 +65,16 @@ def set_threads(n_threads: int) -> None:
 def to_numpy(array: Any) -> np.ndarray:
     """Array on the host, whatever back end it is on."""
     return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def one_blas_thread() -> Any:
+    """Context of one BLAS thread: on a busy machine two were 20 times slower than one."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> Any:
+    import scipy.linalg  # noqa: F401 (it has a BLAS of its own, which must be there to be found)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()  # finding the libraries takes milliseconds

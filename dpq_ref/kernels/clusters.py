@@ -7,13 +7,18 @@ whatever is not finite, are looked at again by direct differences. So codes are 
 bit, far off centre too.
 """
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 from numba import prange
 
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import CENTRE, WIDTH, Array, Integers, check_range
 
 KEYS = 64  # keys of a matrix product: their scores for a tile stay in the cache
+NARROW = 16  # columns up to which BLAS does not think of sharing a product among threads
 UNROLL = 8  # keys that are compared at a time
 CHUNKS = 16  # the most partial sums over points
 
@@ -26,8 +31,15 @@ def nearest_code(query: Array, keys: Array) -> Integers:
     codes = np.empty((b, D), np.int32)
     with np.errstate(invalid="ignore", over="ignore"):
         centre = keys.mean(axis=1, dtype=np.float64).astype(query.dtype)
-    _nearest_code(*loops.inputs(query.dtype, query, keys, *_book(keys, centre), centre), codes)
+    arrays = loops.inputs(query.dtype, query, keys, *_book(keys, centre), centre)
+    with _blas_of(s):
+        _nearest_code(*arrays, codes)
     return codes
+
+
+def _blas_of(width: int) -> Any:
+    """Context in which a product for a tile stays on its thread; narrow ones do of themselves."""
+    return one_blas_thread() if width >= NARROW else nullcontext()
 
 
 def _book(keys: Array, centre: Array) -> tuple[Array, Array]:
@@ -242,7 +254,8 @@ def kmeans_sums(
     chunks = max(1, min(CHUNKS, len(rows), n // (8 * K)))  # their sums take less than the points
     sums, counts = np.zeros((chunks, D, K, s)), np.zeros((chunks, D, K))
     arrays = loops.inputs(points.dtype, points, rows, keys, *_book(keys, centre))
-    _kmeans_sums(*arrays, *loops.inputs(np.float64, weights), codes, sums, counts)
+    with _blas_of(s):
+        _kmeans_sums(*arrays, *loops.inputs(np.float64, weights), codes, sums, counts)
     return codes, sums.sum(axis=0), counts.sum(axis=0)
 
 

@@ -1,6 +1,6 @@
 """Products of tall matrices on the CPU: each thread takes blocks of rows, and BLAS multiplies a block.
 
-The callers see to it that BLAS uses one thread. Sums over rows are taken in float64 from block to block, in
+BLAS itself uses one thread. Sums over rows are taken in float64 from block to block, in
 partial sums whose number does not depend on that of the threads.
 """
 
@@ -8,6 +8,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import Array
 
@@ -20,7 +21,8 @@ def multiply(rows: Array, matrix: Array) -> Array:
     """As `reference.multiply`."""
     loops.check_shape("matrix", matrix, rows.shape[1], matrix.shape[1])
     out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
-    _multiply(*loops.inputs(rows.dtype, rows, matrix), out)
+    with one_blas_thread():
+        _multiply(*loops.inputs(rows.dtype, rows, matrix), out)
     return out
 
 
@@ -38,7 +40,8 @@ def cross(left: Array, right: Array, weights: Array) -> Array:
     loops.check_shape("right", right, n, right.shape[1])
     loops.check_shape("weights", weights, n)
     sums = np.zeros((_chunks(n, p), p, right.shape[1]))
-    _cross(*loops.inputs(left.dtype, left, right, weights), sums)
+    with one_blas_thread():
+        _cross(*loops.inputs(left.dtype, left, right, weights), sums)
     return sums.sum(axis=0)
 
 
@@ -66,7 +69,8 @@ def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, 
     loops.check_shape("weights", weights, n)
     sums = np.zeros((_chunks(n, c), *rotation.shape))
     losses = np.zeros(len(sums))
-    _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
+    with one_blas_thread():
+        _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
     return sums.sum(axis=0), losses.sum()
 
 
@@ -112,7 +116,8 @@ def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
     bits = np.empty((len(rows), planes.shape[1]), np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):
         reach = np.sqrt((planes.astype(np.float64) ** 2).sum(axis=0).max(initial=0)).astype(rows.dtype)
-    _sides(*loops.inputs(rows.dtype, rows, planes), reach, bits)
+    with one_blas_thread():
+        _sides(*loops.inputs(rows.dtype, rows, planes), reach, bits)
     return bits
 
 
