@@ -89,7 +89,7 @@ def residuals(X: Array, bases: list[Array | None]) -> NDArray[np.float64]:
     """Squared error of each row with the best coefficients in each block, |a|^2 - |V^T a|^2, (n, c)."""
     errors = np.zeros((len(X), len(bases)))
     step = max(1, BLOCK // X.shape[1])
-    with one_blas_thread():
+    with one_blas_thread:
         for i in range(0, len(X), step):
             rows = X[i : i + step].astype(np.float64)
             norms = np.einsum("ij,ij->i", rows, rows)

@@ -198,7 +198,7 @@ class GroupReduce(Compressor):
         for p, basis in enumerate(bases):
             rows, q = X[blocks == p], weights[blocks == p]
             right = None if basis is None else basis.astype(X.dtype)
-            with one_blas_thread():
+            with one_blas_thread:
                 left = rows if right is None else rows @ right.T
             self.factors_.append((left, right))
             if self.factor_bits < 32:

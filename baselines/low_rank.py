@@ -112,7 +112,7 @@ class LowRank(Compressor):
         else:
             raise ValueError(f"solver={self.solver!r}; it takes 'exact' or 'randomized'")
         self.components_ = vectors[:rank].astype(X.dtype)
-        with one_blas_thread():
+        with one_blas_thread:
             self.coefficients_ = X @ self.components_.T  # not diag(sqrt q)^-1 P S: that fails where q is 0
         return self
 
@@ -168,7 +168,7 @@ def right_vectors(X: Array, weights: Array) -> tuple[Array, Array]:
 
     n, d = X.shape
     scale = float(weights.max())
-    with one_blas_thread():
+    with one_blas_thread:
         if n >= d:
             gram = sum((rows.T @ rows for rows in _weighted(X, weights / scale)), np.zeros((d, d)))
             values, vectors = linalg.eigh(gram)
@@ -209,7 +209,7 @@ def randomized_right_vectors(
     def gram_times(Z: Array) -> Array:
         return sum((rows.T @ (rows @ Z) for rows in _weighted(X, weights / scale)), np.zeros((d, width)))
 
-    with one_blas_thread():
+    with one_blas_thread:
         basis = linalg.qr(rng.standard_normal((d, width)), mode="economic")[0]
         for _ in range(power_iterations + 1):
             basis = linalg.qr(gram_times(basis), mode="economic")[0]

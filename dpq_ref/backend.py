@@ -5,7 +5,9 @@ Nothing falls back silently: a back end that is not there is an error that names
 """
 
 import importlib
+from contextlib import ContextDecorator
 from functools import cache
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -67,14 +69,39 @@ def to_numpy(array: Any) -> np.ndarray:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
-def one_blas_thread() -> Any:
-    """Context of one BLAS thread: on a busy machine two were 20 times slower than one."""
-    return _blas().limit(limits=1, user_api="blas")
+class _OneBlasThread(ContextDecorator):
+    """BLAS on one thread, for kernels whose own threads call it: each large product would ask for more.
+
+    The numbers of before come back when the last of all that are in it ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._before: list[tuple[Any, int]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = [(library, library.get_num_threads()) for library in _blas()]
+                for library, _ in self._before:
+                    library.set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for library, n_threads in self._before:
+                    library.set_num_threads(n_threads)
+
+
+one_blas_thread = _OneBlasThread()
 
 
 @cache
-def _blas() -> Any:
-    import scipy.linalg  # noqa: F401 (it has a BLAS of its own, which must be there to be found)
+def _blas() -> list[Any]:
+    """All BLAS of the process, that of SciPy among them: Numba's products are its."""
+    import scipy.linalg.cython_blas  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()  # finding the libraries takes milliseconds
+    return ThreadpoolController().select(user_api="blas").lib_controllers

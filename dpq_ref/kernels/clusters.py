@@ -23,7 +23,6 @@ UNROLL = 8  # keys that are compared at a time
 CHUNKS = 16  # the most partial sums over points
 
 
-@loops.one_blas_thread
 def nearest_code(query: Array, keys: Array) -> Integers:
     """As `reference.nearest_code`."""
     b, D, s = query.shape
@@ -39,7 +38,7 @@ def nearest_code(query: Array, keys: Array) -> Integers:
 
 def _blas_of(width: int) -> Any:
     """Context in which a product for a tile stays on its thread; narrow ones do of themselves."""
-    return one_blas_thread() if width >= NARROW else nullcontext()
+    return one_blas_thread if width >= NARROW else nullcontext()
 
 
 def _book(keys: Array, centre: Array) -> tuple[Array, Array]:
@@ -238,7 +237,6 @@ def _point_tiles(points, centre, tiles):
             _load(points, block * WIDTH, j, centre[j], tiles[block, j])
 
 
-@loops.one_blas_thread
 def kmeans_sums(
     points: Array, keys: Array, weights: Array, tiles: tuple[Array, Array] | None = None
 ) -> tuple[Integers, Array, Array]:

@@ -1,8 +1,5 @@
 """What the Numba kernels share: how they are compiled, how arrays come in, vectors, and an exponential."""
 
-from contextlib import ContextDecorator
-from functools import cache
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,44 +22,6 @@ summed: Any = njit(**OPTIONS, fastmath=SUMMED)
 parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
 inlined: Any = njit(inline="always", error_model="numpy")  # a call counts references to its arrays
 _intrinsic: Any = extending.intrinsic
-
-
-class _OneBlasThread(ContextDecorator):
-    """BLAS on one thread, for kernels whose own threads call it: each large product would ask for more.
-
-    The numbers of before come back when the last of all that are in it ends.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._before: list[tuple[Any, int]] = []
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = [(library, library.get_num_threads()) for library in _blas()]
-                for library, _ in self._before:
-                    library.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for library, n_threads in self._before:
-                    library.set_num_threads(n_threads)
-
-
-one_blas_thread = _OneBlasThread()
-
-
-@cache
-def _blas() -> list[Any]:
-    """All BLAS of the process, that of SciPy among them: Numba's products are its."""
-    import scipy.linalg.cython_blas  # noqa: F401
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:

@@ -16,13 +16,12 @@ ROWS = 512  # of a block
 CHUNKS = 8  # the most partial sums
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def multiply(rows: Array, matrix: Array) -> Array:
     """As `reference.multiply`."""
     loops.check_shape("matrix", matrix, rows.shape[1], matrix.shape[1])
     out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
-    with one_blas_thread():
-        _multiply(*loops.inputs(rows.dtype, rows, matrix), out)
+    _multiply(*loops.inputs(rows.dtype, rows, matrix), out)
     return out
 
 
@@ -33,15 +32,14 @@ def _multiply(rows, matrix, out):
         np.dot(rows[start:stop], matrix, out[start:stop])
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def cross(left: Array, right: Array, weights: Array) -> Array:
     """As `reference.cross`."""
     n, p = left.shape
     loops.check_shape("right", right, n, right.shape[1])
     loops.check_shape("weights", weights, n)
     sums = np.zeros((_chunks(n, p), p, right.shape[1]))
-    with one_blas_thread():
-        _cross(*loops.inputs(left.dtype, left, right, weights), sums)
+    _cross(*loops.inputs(left.dtype, left, right, weights), sums)
     return sums.sum(axis=0)
 
 
@@ -61,7 +59,7 @@ def _cross(left, right, weights, sums):
             _add(partial, sums[chunk])
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
     """As `reference.sign_products`; signs stay in the cache."""
     n, c = rows.shape
@@ -69,8 +67,7 @@ def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, 
     loops.check_shape("weights", weights, n)
     sums = np.zeros((_chunks(n, c), *rotation.shape))
     losses = np.zeros(len(sums))
-    with one_blas_thread():
-        _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
+    _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
     return sums.sum(axis=0), losses.sum()
 
 
@@ -106,7 +103,7 @@ def _to_signs(rotated, weights):
     return loss
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
     """As `reference.sides`, by a matrix product; what that leaves open, in order.
 
@@ -116,8 +113,7 @@ def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
     bits = np.empty((len(rows), planes.shape[1]), np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):
         reach = np.sqrt((planes.astype(np.float64) ** 2).sum(axis=0).max(initial=0)).astype(rows.dtype)
-    with one_blas_thread():
-        _sides(*loops.inputs(rows.dtype, rows, planes), reach, bits)
+    _sides(*loops.inputs(rows.dtype, rows, planes), reach, bits)
     return bits
 
 

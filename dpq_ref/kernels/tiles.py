@@ -11,6 +11,7 @@ the responses, so it needs no second look at them (`_through_statistics`).
 import numpy as np
 from numba import prange
 
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import (
     Array,
@@ -30,13 +31,13 @@ def _chunks(b: int) -> int:
     return min(CHUNKS, -(-b // WIDTH))
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def sx_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
     """As `reference.sx_statistics`."""
     return _statistics(query, keys, counts, euclidean=False)
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def vq_statistics(query: Array, keys: Array, counts: Array) -> Statistics:
     """As `reference.vq_statistics`."""
     return _statistics(query, keys, counts, euclidean=True)
@@ -260,7 +261,7 @@ def _square(x):
     return x * x
 
 
-@loops.one_blas_thread
+@one_blas_thread
 def sx_backward(
     d_picked: Array,
     query: Array,

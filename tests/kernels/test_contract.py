@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from dpq_ref.kernels import cpu, loops, reference
+from dpq_ref.kernels import cpu, reference
 
 KERNEL_SETS = [cpu]
 DTYPES = [np.float32, np.float64]
@@ -738,7 +738,7 @@ def test_distinct_ids_near_and_far(module, integer):
 
 def test_one_blas_thread_and_then_as_many_as_before():
     """In nested use, and after an error."""
-    libraries = loops._blas()
+    libraries = backend._blas()
     assert libraries
 
     def threads():
@@ -749,8 +749,8 @@ def test_one_blas_thread_and_then_as_many_as_before():
         library.set_num_threads(2)
     several = threads()
     try:
-        with pytest.raises(KeyError), loops.one_blas_thread:
-            with loops.one_blas_thread:
+        with pytest.raises(KeyError), backend.one_blas_thread:
+            with backend.one_blas_thread:
                 assert threads() == [1] * len(libraries)
             assert threads() == [1] * len(libraries)
             raise KeyError
