@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 
+from dpq_ref import backend
 from dpq_ref.kernels import cpu, reference
 
 KERNEL_SETS = [cpu]
