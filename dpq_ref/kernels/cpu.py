@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from dpq_ref.kernels import loops, reference
 from dpq_ref.kernels.clusters import code_distances, kmeans_sums, nearest_code, plus_plus, point_tiles
+from dpq_ref.kernels.packed import (
+    decode_packed,
+    hamming,
+    hamming_nearest,
+    pack_codes,
+    pack_prefix,
+    unpack_codes,
+    unpack_levels,
+    unpack_prefix,
+)
 from dpq_ref.kernels.products import cross, multiply, sides, sign_products
+from dpq_ref.kernels.recurrent import lstm, lstm_backward, lstm_cell, lstm_cell_backward
 from dpq_ref.kernels.reference import (
     Array,
     Integers,
@@ -32,7 +43,8 @@ from dpq_ref.kernels.reference import (
 )
 from dpq_ref.kernels.tiles import sx_backward, sx_codes, sx_statistics, vq_codes, vq_statistics
 
-# Taken over: NumPy is as fast, or they are the parts of what `tiles` does without storing a response.
+# Not below: from the modules beside this one; or from the reference, where NumPy is as fast, or for the parts
+# of what `tiles` does without storing a response.
 __all__ = [
     "batch_norm",
     "batch_norm_apply",
@@ -41,12 +53,21 @@ __all__ = [
     "check_range",
     "code_distances",
     "cross",
+    "decode_packed",
     "dot_responses",
     "dot_responses_backward",
     "euclidean_responses",
+    "hamming",
+    "hamming_nearest",
     "kmeans_sums",
+    "lstm",
+    "lstm_backward",
+    "lstm_cell",
+    "lstm_cell_backward",
     "multiply",
     "nearest_code",
+    "pack_codes",
+    "pack_prefix",
     "plus_plus",
     "point_tiles",
     "scalar_like",
@@ -55,17 +76,17 @@ __all__ = [
     "sx_backward",
     "sx_codes",
     "sx_statistics",
+    "unpack_codes",
+    "unpack_levels",
+    "unpack_prefix",
     "vq_codes",
     "vq_statistics",
     "xp",
 ]
 
 ROWS = 64  # rows of a block: the vector axis of the tiles, and the grain of the partial sums
-TILE = 256  # rows that queries share in `hamming_nearest`
-QUERIES = 32  # that a thread takes at a time there
 PARTS = 16  # of rows that as many tokens have, in sums by id
 SPARSE = 64  # numbers to an id, beyond which to sort ids takes less than to count through them
-SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
 GROUPS = 8  # groups that a thread owns in sums over the batch
 
 # --- Rows of a table ------------------------------------------------------------------------------------
@@ -430,467 +451,7 @@ def _conditional_modes(linear, pairs, sweeps, codes, scores):
             scores[i] = score
 
 
-# --- Codes as bits --------------------------------------------------------------------------------------
-
-
-def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
-    """As `reference.pack_codes`."""
-    check_range("codes", codes, 1 << n_bits)
-    packed = np.empty(-(-codes.size * n_bits // 8), np.uint8)
-    _pack_codes(*loops.inputs(np.int32, codes.reshape(-1)), int(n_bits), packed)
-    return packed
-
-
-@loops.serial
-def _pack_codes(codes, n_bits, packed):
-    waiting = 0  # bits not yet written, the oldest lowest
-    n_waiting = 0
-    byte = 0
-    for m in range(codes.size):
-        waiting |= codes[m] << n_waiting
-        n_waiting += n_bits
-        while n_waiting >= 8:
-            packed[byte] = waiting & 255
-            byte += 1
-            waiting >>= 8
-            n_waiting -= 8
-    if n_waiting:
-        packed[byte] = waiting
-
-
-def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int) -> Integers:
-    """As `reference.unpack_codes`."""
-    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
-    loops.check_shape("ids", ids, ids.size)
-    codes = np.empty((ids.size, n_groups), np.int32)
-    _unpack_codes(*loops.inputs(np.uint8, packed), int(n_bits), *loops.inputs(np.int64, ids), codes)
-    return codes
-
-
-@loops.serial
-def _unpack_codes(packed, n_bits, ids, codes):
-    D = codes.shape[1]
-    for i in range(ids.size):
-        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes[i])
-
-
-@loops.inlined
-def _unpack_row(packed, n_bits, bit, codes):
-    """Codes from a bit of the stream on; each ends in the 32 bits from its first byte on."""
-    mask = (1 << n_bits) - 1
-    if (bit + (codes.size - 1) * n_bits) // 8 + 4 <= packed.size:
-        for j in range(codes.size):
-            codes[j] = (np.int64(loops.load_word(packed, bit >> 3)) >> (bit & 7)) & mask
-            bit += n_bits
-    else:  # the end of the stream, byte by byte
-        for j in range(codes.size):
-            word = 0
-            for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
-                word |= packed[byte] << (8 * (byte - (bit >> 3)))
-            codes[j] = (word >> (bit & 7)) & mask
-            bit += n_bits
-
-
-def decode_packed(
-    packed: NDArray[np.uint8],
-    n_bits: int,
-    ids: Integers,
-    n_groups: int,
-    values: Array,
-    out: Array | None = None,
-) -> Array:
-    """As `reference.decode_packed`; no more than one row of codes at a time."""
-    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
-    loops.check_shape("ids", ids, ids.size)
-    _, K, s = values.shape
-    loops.check_book("values", values, n_groups, s)
-    out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
-    loops.check_shape("out", out, ids.size, n_groups * s)
-    arrays = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids), *loops.inputs(out.dtype, values)
-    decode_rows = _decode_rows if out.size < SHARED else _decode_packed
-    largest = decode_rows(*arrays, int(n_bits), int(n_groups), out.reshape(-1))
-    if largest >= K:
-        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
-    return out
-
-
-@loops.parallel
-def _decode_packed(packed, ids, values, n_bits, D, out):
-    w = D * values.shape[2]
-    largest = np.empty((ids.size + ROWS - 1) // ROWS, np.int64)
-    for block in prange(largest.size):
-        rows = ids[block * ROWS : (block + 1) * ROWS]
-        place = out[block * ROWS * w : (block * ROWS + rows.size) * w]
-        largest[block] = _decode_rows(packed, rows, values, n_bits, D, place)
-    return largest.max()
-
-
-@loops.serial
-def _decode_rows(packed, ids, values, n_bits, D, out):
-    """Largest code. It may be beyond the values of a damaged stream; the last value stands for it then."""
-    books, K, s = values.shape
-    book = values.reshape(-1)
-    places = np.empty(D, np.int64)
-    step = K * s if books > 1 else 0
-    largest = 0
-    for i in range(ids.size):
-        _unpack_row(packed, n_bits, ids[i] * D * n_bits, places)
-        if K < 1 << n_bits:
-            for j in range(D):
-                largest = max(largest, places[j])
-                places[j] = min(places[j], K - 1)
-        for j in range(D):
-            places[j] = places[j] * s + j * step
-        loops.copy_pieces(out, i * D * s, book, places, s)
-    return largest
-
-
-def unpack_levels(
-    packed: NDArray[np.uint8], n_bits: int, levels: Array, ids: Integers, n_groups: int
-) -> Array:
-    """As `reference.unpack_levels`; codes of a byte each need no shift."""
-    if n_bits != 8:
-        return levels[unpack_codes(packed, n_bits, ids, n_groups)]
-    check_range("ids", ids, packed.size // n_groups)
-    loops.check_shape("ids", ids, ids.size)
-    loops.check_shape("levels", levels, 256)
-    out = np.empty((ids.size, n_groups), levels.dtype)
-    _unpack_levels(
-        *loops.inputs(np.uint8, packed),
-        *loops.inputs(levels.dtype, levels),
-        *loops.inputs(np.int64, ids),
-        out,
-    )
-    return out
-
-
-@loops.parallel
-def _unpack_levels(packed, levels, ids, out):
-    w = out.shape[1]
-    for i in prange(ids.size):
-        row = packed[ids[i] * w : (ids[i] + 1) * w]
-        for j in range(w):
-            out[i, j] = levels[row[j]]
-
-
-def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:
-    """As `reference.pack_prefix`."""
-    check_range("codes", codes, len(lengths))
-    loops.check_shape("codes", codes, codes.size)
-    widths = lengths.astype(np.int64)[codes]
-    if not widths.all():
-        raise ValueError(f"code {codes[widths == 0][0]} has no word")
-    packed = np.zeros(-(-int(widths.sum()) // 8), np.uint8)
-    _pack_prefix(*loops.inputs(np.int64, codes, canonical_code(lengths), lengths), packed)
-    return packed
-
-
-@loops.serial
-def _pack_prefix(codes, words, lengths, packed):
-    bit = 0
-    for m in range(codes.size):
-        word, length = words[codes[m]], lengths[codes[m]]
-        for t in range(length - 1, -1, -1):
-            packed[bit >> 3] |= ((word >> t) & 1) << (bit & 7)
-            bit += 1
-
-
-def unpack_prefix(packed: NDArray[np.uint8], lengths: Integers, n_codes: int) -> Integers:
-    """As `reference.unpack_prefix`."""
-    words = canonical_code(lengths)
-    order = np.argsort(lengths, kind="stable")
-    counts = np.bincount(lengths, minlength=1)
-    ends = np.cumsum(
-        counts
-    )  # words of one length follow each other: a word's place is that of the first, and so on
-    first = np.zeros(len(counts), np.int64)
-    has = counts > 0
-    first[has] = words[order[(ends - counts)[has]]]
-    codes = np.empty(n_codes, np.int32)
-    done = _unpack_prefix(
-        *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, order, counts, ends, first), codes
-    )
-    if done < n_codes:
-        raise ValueError(f"the stream has {done} codes; {n_codes} are asked for")
-    return codes
-
-
-@loops.serial
-def _unpack_prefix(packed, order, counts, ends, first, codes):
-    bit = 0
-    for i in range(codes.size):
-        word = 0
-        found = False
-        for length in range(1, counts.size):
-            if bit == 8 * packed.size:
-                break
-            word = 2 * word + ((packed[bit >> 3] >> (bit & 7)) & 1)
-            bit += 1
-            place = word - first[length]
-            if 0 <= place < counts[length]:
-                codes[i] = order[ends[length] - counts[length] + place]
-                found = True
-                break
-        if not found:
-            return i
-    return codes.size
-
-
-def hamming(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> Integers:
-    """As `reference.hamming`."""
-    loops.check_shape("others", others, len(others), words.shape[1])
-    out = np.empty((len(words), len(others)), np.int32)
-    _hamming(*loops.inputs(np.uint64, words, others), out)
-    return out
-
-
-@loops.parallel
-def _hamming(words, others, out):
-    for i in prange(len(out)):
-        for j in range(len(others)):
-            count = 0
-            for w in range(words.shape[1]):
-                count += _popcount(words[i, w] ^ others[j, w])
-            out[i, j] = count
-
-
-def hamming_nearest(
-    words: NDArray[np.uint64], others: NDArray[np.uint64], k: int
-) -> tuple[Integers, Integers]:
-    """As `reference.hamming_nearest`, TILE rows at a time, which a block of queries shares in the cache."""
-    loops.check_shape("others", others, len(others), words.shape[1])
-    k = min(int(k), len(others))
-    ids, distances = np.empty((len(words), k), np.int32), np.empty((len(words), k), np.int32)
-    if k:
-        _hamming_nearest(*loops.inputs(np.uint64, words, others), ids, distances)
-    return ids, distances
-
-
-@loops.parallel
-def _hamming_nearest(words, others, ids, distances):
-    b, W = words.shape
-    k = ids.shape[1]
-    for block in prange((b + QUERIES - 1) // QUERIES):
-        queries = range(block * QUERIES, min((block + 1) * QUERIES, b))
-        tile = np.empty((W, TILE), np.uint64)  # transposed, so that the loops run along the rows
-        count = np.empty(TILE, np.int64)
-        for i in queries:
-            distances[i] = 64 * W + 1
-        for start in range(0, len(others), TILE):
-            n = min(TILE, len(others) - start)
-            for j in range(n):
-                for w in range(W):
-                    tile[w, j] = others[start + j, w]
-            for i in queries:
-                worst = distances[i, k - 1]
-                if _counts(words[i], tile, n, count) >= worst:
-                    continue
-                for j in range(n):
-                    if count[j] < distances[i, k - 1]:
-                        t = k - 1  # insert; what is farther moves on by one
-                        while t > 0 and distances[i, t - 1] > count[j]:
-                            distances[i, t] = distances[i, t - 1]
-                            ids[i, t] = ids[i, t - 1]
-                            t -= 1
-                        distances[i, t] = count[j]
-                        ids[i, t] = start + j
-
-
-@loops.serial
-def _counts(words, tile, n, count):
-    """In how many bits each row of a tile differs, and the least of that."""
-    count[:n] = 0
-    for w in range(len(words)):
-        for j in range(n):
-            count[j] += _popcount(words[w] ^ tile[w, j])
-    least = count[0]
-    for j in range(n):
-        least = min(least, count[j])
-    return least
-
-
-@loops.serial
-def _popcount(x):
-    """Bits counted in pairs, fours, bytes; the product adds up the bytes. LLVM makes it popcnt."""
-    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
-
-
-# --- Recurrence and loss --------------------------------------------------------------------------------
-
-
-@loops.serial
-def _sigmoid(x):
-    one = type(x)(1)
-    e = loops.exp(-abs(x))
-    return (one if x >= 0 else e) / (one + e)
-
-
-@loops.serial
-def _tanh(x):
-    """tanh(x), with an absolute error of the order of the last digit."""
-    one = type(x)(1)
-    e = loops.exp(-(abs(x) + abs(x)))
-    t = (one - e) / (one + e)
-    return t if x >= 0 else -t
-
-
-def lstm_cell(gates: Array, cell: Array) -> tuple[Array, Array, Array]:
-    """As `reference.lstm_cell`; on one thread, for a step is too small to share."""
-    b, h = cell.shape
-    loops.check_shape("gates", gates, b, 4 * h)
-    activations, new, hidden = (np.empty((b, w), gates.dtype) for w in (4 * h, h, h))
-    _lstm_cell(*loops.inputs(gates.dtype, gates, cell), activations, new, hidden)
-    return activations, new, hidden
-
-
-@loops.serial
-def _lstm_cell(gates, cell, activations, new, hidden):
-    _step(gates, cell, activations, new, hidden)
-
-
-@loops.serial
-def _step(gates, cell, activations, new, hidden):
-    b, h = cell.shape
-    for n in range(b):
-        for k in range(2 * h):
-            activations[n, k] = _sigmoid(gates[n, k])
-        for k in range(2 * h, 3 * h):
-            activations[n, k] = _tanh(gates[n, k])
-        for k in range(3 * h, 4 * h):
-            activations[n, k] = _sigmoid(gates[n, k])
-        for k in range(h):
-            new[n, k] = activations[n, h + k] * cell[n, k] + activations[n, k] * activations[n, 2 * h + k]
-        for k in range(h):
-            hidden[n, k] = activations[n, 3 * h + k] * _tanh(new[n, k])
-
-
-def lstm_cell_backward(
-    d_hidden: Array, d_cell: Array, activations: Array, cell: Array, new: Array
-) -> tuple[Array, Array]:
-    """As `reference.lstm_cell_backward`."""
-    b, h = cell.shape
-    loops.check_shape("activations", activations, b, 4 * h)
-    for name, array in (("d_hidden", d_hidden), ("d_cell", d_cell), ("new", new)):
-        loops.check_shape(name, array, b, h)
-    d_gates, d_before = np.empty((b, 4 * h), cell.dtype), np.empty((b, h), cell.dtype)
-    _lstm_cell_backward(
-        *loops.inputs(cell.dtype, d_hidden, d_cell, activations, cell, new), d_gates, d_before
-    )
-    return d_gates, d_before
-
-
-@loops.serial
-def _lstm_cell_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
-    _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before)
-
-
-@loops.serial
-def _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
-    b, h = cell.shape
-    one = cell.dtype.type(1)
-    for n in range(b):
-        for k in range(h):
-            d_before[n, k] = _tanh(new[n, k])
-        for k in range(h):
-            i, f = activations[n, k], activations[n, h + k]
-            g, o, t = activations[n, 2 * h + k], activations[n, 3 * h + k], d_before[n, k]
-            e = d_cell[n, k] + d_hidden[n, k] * o * (one - t * t)
-            d_gates[n, k] = e * g * i * (one - i)
-            d_gates[n, h + k] = e * cell[n, k] * f * (one - f)
-            d_gates[n, 2 * h + k] = e * i * (one - g * g)
-            d_gates[n, 3 * h + k] = d_hidden[n, k] * t * o * (one - o)
-            d_before[n, k] = e * f
-
-
-def lstm(
-    gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
-) -> tuple[Array, Array, Array]:
-    """As `reference.lstm`; on one thread but for the products, which are BLAS's."""
-    t, b, _ = gates.shape
-    h = len(hidden_weight)
-    for name, array, shape in (
-        ("gates", gates, (t, b, 4 * h)),
-        ("hidden_weight", hidden_weight, (h, 4 * h)),
-        ("hidden", hidden, (b, h)),
-        ("cell", cell, (b, h)),
-        ("alive", alive, (t, b)),
-    ):
-        loops.check_shape(name, array, *shape)
-    activations = np.empty(gates.shape, gates.dtype)
-    hiddens, cells = (np.empty((t + 1, b, h), gates.dtype) for _ in range(2))
-    hiddens[0], cells[0] = hidden, cell
-    if gates.size:
-        arrays = *loops.inputs(gates.dtype, gates, hidden_weight), *loops.inputs(np.bool_, alive)
-        _lstm(*arrays, activations, hiddens, cells)
-    return activations, hiddens, cells
-
-
-@loops.serial
-def _lstm(gates, hidden_weight, alive, activations, hiddens, cells):
-    t, b, _ = gates.shape
-    h = hiddens.shape[2]
-    affine = np.empty((b, 4 * h), gates.dtype)  # activations over their gates would not be vectorised
-    for i in range(t):
-        np.dot(hiddens[i], hidden_weight, affine)
-        for n in range(b):
-            for k in range(4 * h):
-                affine[n, k] += gates[i, n, k]
-        _step(affine, cells[i], activations[i], cells[i + 1], hiddens[i + 1])
-        for n in range(b):
-            if not alive[i, n]:
-                hiddens[i + 1, n] = hiddens[i, n]
-                cells[i + 1, n] = cells[i, n]
-
-
-def lstm_backward(
-    d_hiddens: Array,
-    d_hidden: Array,
-    d_cell: Array,
-    activations: Array,
-    cells: Array,
-    hidden_weight: Array,
-    alive: NDArray[np.bool_],
-) -> tuple[Array, Array, Array]:
-    """As `reference.lstm_backward`."""
-    t, b, h = d_hiddens.shape
-    for name, array, shape in (
-        ("d_hidden", d_hidden, (b, h)),
-        ("d_cell", d_cell, (b, h)),
-        ("activations", activations, (t, b, 4 * h)),
-        ("cells", cells, (t + 1, b, h)),
-        ("hidden_weight", hidden_weight, (h, 4 * h)),
-        ("alive", alive, (t, b)),
-    ):
-        loops.check_shape(name, array, *shape)
-    real = activations.dtype
-    d_gates = np.empty((t, b, 4 * h), real)
-    d_hidden, d_cell = (np.array(state, real, order="C") for state in (d_hidden, d_cell))
-    if d_gates.size:
-        arrays = loops.inputs(real, d_hiddens, activations, cells, hidden_weight.T)
-        _lstm_backward(*arrays, *loops.inputs(np.bool_, alive), d_hidden, d_cell, d_gates)
-    return d_gates, d_hidden, d_cell
-
-
-@loops.serial
-def _lstm_backward(d_hiddens, activations, cells, turned, alive, d_hidden, d_cell, d_gates):
-    t, b, h = d_hiddens.shape
-    zero = d_hidden.dtype.type(0)
-    before = np.empty((b, h), d_hidden.dtype)
-    through = np.empty((2, b, h), d_hidden.dtype)
-    for i in range(t - 1, -1, -1):
-        for n in range(b):
-            for k in range(h):
-                through[0, n, k] = d_hiddens[i, n, k] + d_hidden[n, k] if alive[i, n] else zero
-                through[1, n, k] = d_cell[n, k] if alive[i, n] else zero
-        _step_backward(through[0], through[1], activations[i], cells[i], cells[i + 1], d_gates[i], before)
-        np.dot(d_gates[i], turned, through[0])
-        for n in range(b):
-            for k in range(h):
-                d_hidden[n, k] = through[0, n, k] if alive[i, n] else d_hidden[n, k]
-                d_cell[n, k] = before[n, k] if alive[i, n] else d_cell[n, k]
+# --- Loss ---------------------------------------------------------------------------------------------
 
 
 def cross_entropy(

@@ -300,7 +300,8 @@ def test_one_specialisation_per_dtype(name):
     for dtype in DTYPES:
         for change in LAYOUTS.values():
             getattr(cpu, name)(*map_arrays(change, CONTRACT[name].arguments(Draw(dtype, 5))))
-    kernel = getattr(cpu, "_" + name, None)
+    home = inspect.getmodule(inspect.unwrap(getattr(cpu, name)))
+    kernel = getattr(home, "_" + name, None)
     assert kernel is None or len(kernel.signatures) <= 2
 
 
@@ -624,7 +625,9 @@ def test_the_largest_packed_numbers(module, dtype):
 @pytest.mark.parametrize("threads", ["one", "several"])
 def test_rows_of_every_width(module, dtype, s, shared, threads, monkeypatch):
     """Whole vectors, none beyond the end of the values or of the output, its last row included."""
-    monkeypatch.setattr(module, "SHARED", 0 if threads == "several" else 1 << 62)
+    monkeypatch.setattr(
+        inspect.getmodule(module.decode_packed), "SHARED", 0 if threads == "several" else 1 << 62
+    )
     rng = np.random.default_rng(s)
     codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
     ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
