@@ -249,6 +249,9 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
+MODELS = {"classify": "mean of words", "translate": "LSTM with attention"}
+
+
 @cache
 def place(name: str) -> tuple[str, str]:
     """Name data set and model of a preset, as the paper's rows do where it is in one."""
@@ -259,9 +262,12 @@ def place(name: str) -> tuple[str, str]:
             return part["data"], part["model"]
         if all(other.get(key) == mine.get(key) for key in ("folder", "languages")):
             data = part["data"]
-    model = mine.get("model", "LSTM with attention" if mine["task"] == "translate" else "")
-    wide = f", {mine['network']['dim']} wide" if "network" in mine else ""
-    return data, f"{'LSTM ' if mine['task'] == 'lm' else ''}{model}{wide}"
+    model = f"LSTM {mine['model']}" if mine["task"] == "lm" else MODELS[mine["task"]]
+    if "network" in mine:
+        model += f", {mine['network']['dim']} wide"
+    if epochs := mine.get("plan", {}).get("epochs"):
+        model += f", {epochs} epoch{'s' if epochs > 1 else ''}"
+    return data, model
 
 
 def kind_of(name: str) -> str:

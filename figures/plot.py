@@ -265,6 +265,8 @@ def ratio_axis(axes: Any) -> None:
     if high >= 4 * low:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    elif low == high:
+        axes.set_xticks([low], [f"{low:.3g}"])
 
 
 def _numbers(cells: list[Cell], front: list[Cell]) -> list[Row]:

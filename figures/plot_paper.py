@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,14 @@ def draw(output: Path, results: dict[str, list[Result]]) -> list[Path]:
     """
     written = []
     if results:
-        written += _epochs(output / "epochs", results)
         written += _ratios(output / "ratios", results)
-    if costs := _costs(results):
+    # The rest is about how a training goes on, of which one evaluation tells nothing.
+    followed = {name: runs for name, runs in results.items() if len(runs[0]["evaluations"]) > 1}
+    if followed:
+        written += _epochs(output / "epochs", followed)
+    if costs := _costs(followed):
         written += _minutes(output / "minutes", costs)
-    if watched := _watched(results):
+    if watched := _watched(followed):
         written += _codes(output / "codes", watched)
     return written
 
@@ -49,8 +53,8 @@ def _by_place(results: dict[str, list[Result]]) -> dict[tuple[str, str], list[st
 
 
 def _label(name: str) -> str:
-    """Name the method of a preset, with its configuration."""
-    return " ".join((style_of(kind_of(name))[0], configuration(layer_of(name)))).strip()
+    """Name the method of a preset, with its configuration, in lines that fit beside a panel."""
+    return fill(" ".join((style_of(kind_of(name))[0], configuration(layer_of(name)))), 32)
 
 
 def epochs_of(result: Result) -> float:
@@ -87,10 +91,7 @@ def _epochs(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
                     own | {"epoch": round(x, 4), "value": round(y, 6)}
                     for x, y in zip(at, values, strict=True)
                 ]
-            dot = "." if len(at) == 1 else None
-            axes.plot(
-                at, np.mean(lines, axis=0), color=colour, ls=dashes, lw=1.3, marker=dot, label=_label(name)
-            )
+            axes.plot(at, np.mean(lines, axis=0), color=colour, ls=dashes, lw=1.3, label=_label(name))
         if metric == "validation_perplexity":
             perplexity_axis(axes)
         axes.set_title(f"{data}, {model}", fontsize=9)
