@@ -188,7 +188,7 @@ def slower(row: Row, against: Path) -> bool:
 @click.option(
     "--against",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A speed.csv of before: write nothing, and fail where a ratio is less than half of that one.",
+    help="A speed.csv of before, with its .json: write nothing; fail where a ratio fell by more than half.",
 )
 def main(grid: Path, runs: int, output: Path, against: Path | None) -> None:
     """Time our work beside that of peers; writes speed.csv, and speed.json with the machine and versions."""
@@ -202,6 +202,10 @@ def main(grid: Path, runs: int, output: Path, against: Path | None) -> None:
 
     rows = run(grid, runs=runs, on_row=tell)
     if against:
+        before = json.loads(against.with_suffix(".json").read_text(encoding="utf8"))["environment"]
+        if before["processor"] != environment()["processor"]:
+            click.echo(f"{against} is of another processor, {before['processor']}: nothing to compare with")
+            return
         fallen = [row for row in rows if slower(row, against)]
         if fallen:  # a busy machine, perhaps: once more, and longer
             click.echo("Again, because of " + ", ".join(row["shape"] for row in fallen))

@@ -1,11 +1,13 @@
 """The bench: made-up works of known duration, on a made-up clock."""
 
 import csv
+import json
 from functools import partial
 
 import pytest
 from click.testing import CliRunner
 
+from dpq_ref.environment import environment
 from figures import speed, workloads
 from figures.workloads.kernels import ARGUMENTS
 
@@ -63,8 +65,16 @@ def test_ratios_and_floor(tmp_path, monkeypatch, runs):
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("factor", "code"), [(0.6, 0), (0.4, 1)])
-def test_falls_are_seen(tmp_path, monkeypatch, factor, code):
+def write_before(folder, rows, processor=None):
+    (folder / "before.csv").write_text("name,shape,threads,peer,ratio\n" + rows)
+    machine = {"processor": processor or environment()["processor"]}
+    (folder / "before.json").write_text(json.dumps({"environment": machine}))
+
+
+@pytest.mark.parametrize(
+    ("factor", "processor", "code"), [(0.6, None, 0), (0.4, None, 1), (0.4, "another", 0)]
+)
+def test_falls_are_seen(tmp_path, monkeypatch, factor, processor, code):
     """Ours takes so much of the peer's time that the ratio is 60 or 40 % of what it was, twice."""
     clock = Clock()
 
@@ -75,12 +85,12 @@ def test_falls_are_seen(tmp_path, monkeypatch, factor, code):
     monkeypatch.setattr(workloads, "sleep", sleep, raising=False)
     monkeypatch.setattr(speed, "time", clock)
     (tmp_path / "grid.toml").write_text('[[work]]\nname = "sleep"\nmilliseconds = 3\n')
-    before = "name,shape,threads,peer,ratio\nsleep,nap,1,slow,10\nsleep,other,1,slow,99\n"
-    (tmp_path / "before.csv").write_text(before)
+    write_before(tmp_path, "sleep,nap,1,slow,10\nsleep,other,1,slow,99\n", processor)
     arguments = ["--grid", str(tmp_path / "grid.toml"), "--against", str(tmp_path / "before.csv")]
     done = CliRunner().invoke(speed.main, arguments)
     assert done.exit_code == code, done.output
     assert ("less than half" in done.output) == bool(code)
+    assert ("another processor" in done.output) == (processor is not None)
 
 
 def test_one_slow_moment_is_no_fall(tmp_path, monkeypatch):
@@ -94,7 +104,7 @@ def test_one_slow_moment_is_no_fall(tmp_path, monkeypatch):
     monkeypatch.setattr(workloads, "sleep", sleep, raising=False)
     monkeypatch.setattr(speed, "time", clock)
     (tmp_path / "grid.toml").write_text('[[work]]\nname = "sleep"\nmilliseconds = 3\n')
-    (tmp_path / "before.csv").write_text("name,shape,threads,peer,ratio\nsleep,nap,1,slow,10\n")
+    write_before(tmp_path, "sleep,nap,1,slow,10\n")
     arguments = ["--grid", str(tmp_path / "grid.toml"), "--against", str(tmp_path / "before.csv")]
     done = CliRunner().invoke(speed.main, arguments)
     assert done.exit_code == 0 and len(calls) == 2, done.output
