@@ -3,9 +3,9 @@
 from figures.workloads.dpq import dpq, moving_averages
 from figures.workloads.kernels import kernel
 from figures.workloads.linear import itq, low_rank
-from figures.workloads.look_up import hamming, int8, text
 from figures.workloads.lookup import lookup
 from figures.workloads.quantizers import product, product_codes, product_sampled, rotated_product
+from figures.workloads.reading import hamming, int8, text
 from figures.workloads.start import start
 from figures.workloads.training import classifier, language_model
 
