@@ -21,8 +21,8 @@ from dpq_ref.kernels.reference import (
     euclidean_responses,
     scalar_like,
 )
+from dpq_ref.kernels.registers import ROWS, WIDTH, distance_rows, product_rows
 
-WIDTH = 128  # rows of a tile
 CHUNKS = 8  # the most partial sums over a batch
 
 
@@ -152,8 +152,9 @@ def _codes(query, book, mean, scale, noise, codes):
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
-        q = np.empty((s, WIDTH), query.dtype)
-        rows = np.empty((2, WIDTH), query.dtype)
+        q = np.ones((s + 1, WIDTH), query.dtype)
+        at_once = min(ROWS, K)
+        rows = np.empty((at_once, WIDTH), query.dtype)
         best = np.empty(WIDTH, query.dtype)
         code = np.empty(WIDTH, np.int32)
         for j in range(D):
@@ -161,30 +162,44 @@ def _codes(query, book, mean, scale, noise, codes):
             _load(query, start, n, j, q)
             best[:] = -np.inf
             code[:] = 0
-            for pair in range(0, K, 2):
+            for first in range(0, K, at_once):
+                first = min(first, K - at_once)  # codes seen before change nothing
                 if len(mean):
-                    _distances(book, g, pair, q, rows)
+                    distance_rows(book[g], first, q, rows)
                 else:
-                    _responses(book, g, pair, q, rows)
-                for k in range(pair, min(pair + 2, K)):
-                    row = rows[k - pair]
-                    if len(mean):
+                    product_rows(book[g], first, q, rows)
+                if len(mean):
+                    for r in range(at_once):
+                        row, k = rows[r], first + r
                         for i in range(WIDTH):
                             row[i] = (-row[i] - mean[k]) * scale[k]
-                    if len(noise):
+                if len(noise):
+                    for r in range(at_once):
                         for i in range(n):
-                            row[i] += noise[start + i, j, k]
-                    _keep_larger(row, k, best, code)
+                            rows[r, i] += noise[start + i, j, first + r]
+                _keep_largest(rows, first, best, code)
             for i in range(n):
                 codes[start + i, j] = code[i]
 
 
 @loops.serial
-def _keep_larger(row, k, best, code):
-    for i in range(WIDTH):
-        larger = not row[i] <= best[i] and best[i] == best[i]  # the first NaN wins
-        best[i] = row[i] if larger else best[i]
-        code[i] = k if larger else code[i]
+def _keep_largest(rows, first, best, code):
+    if len(rows) == ROWS:
+        for i in range(WIDTH):
+            _keep(rows, first, ROWS, best, code, i)
+    else:
+        for i in range(WIDTH):
+            _keep(rows, first, len(rows), best, code, i)
+
+
+@loops.inlined
+def _keep(rows, first, n, best, code, i):
+    top, k = best[i], code[i]
+    for r in range(n):
+        larger = not rows[r, i] <= top and top == top  # the first NaN wins
+        top = rows[r, i] if larger else top
+        k = np.int32(first + r) if larger else k
+    best[i], code[i] = top, k
 
 
 @loops.fused
@@ -196,69 +211,6 @@ def _load(x, start, n, j, tile):
             tile[c, i] = rows[i, c]
         for i in range(n, WIDTH):
             tile[c, i] = 0
-
-
-# The loops below take two codes and four coordinates at a time: half the loads. Where K is odd, the last code
-# is taken twice. BLAS might round a row by its place in the tile, and codes must not depend on the batch.
-
-
-@loops.fused
-def _responses(book, g, k, q, rows):
-    """rows[r, i] = <book[g, k + r], (q[:, i], 1)> for two codes, the constant first."""
-    s = len(q)
-    one, two = book[g, k], book[g, min(k + 1, book.shape[1] - 1)]
-    first, second = rows[0], rows[1]
-    for i in range(WIDTH):
-        first[i] = one[s]
-        second[i] = two[s]
-    c = 0
-    while c + 4 <= s:
-        a0, a1, a2, a3 = one[c], one[c + 1], one[c + 2], one[c + 3]
-        b0, b1, b2, b3 = two[c], two[c + 1], two[c + 2], two[c + 3]
-        q0, q1, q2, q3 = q[c], q[c + 1], q[c + 2], q[c + 3]
-        for i in range(WIDTH):
-            first[i] = first[i] + a0 * q0[i] + a1 * q1[i] + a2 * q2[i] + a3 * q3[i]
-            second[i] = second[i] + b0 * q0[i] + b1 * q1[i] + b2 * q2[i] + b3 * q3[i]
-        c += 4
-    while c < s:
-        q0 = q[c]
-        for i in range(WIDTH):
-            first[i] = first[i] + one[c] * q0[i]
-            second[i] = second[i] + two[c] * q0[i]
-        c += 1
-
-
-@loops.fused
-def _distances(keys, g, k, q, rows):
-    """rows[r, i] = |keys[g, k + r] - q[:, i]|^2 for two codes, by direct differences."""
-    s = len(q)
-    one, two = keys[g, k], keys[g, min(k + 1, keys.shape[1] - 1)]
-    first, second = rows[0], rows[1]
-    for i in range(WIDTH):
-        first[i] = 0
-        second[i] = 0
-    c = 0
-    while c + 4 <= s:
-        a0, a1, a2, a3 = one[c], one[c + 1], one[c + 2], one[c + 3]
-        b0, b1, b2, b3 = two[c], two[c + 1], two[c + 2], two[c + 3]
-        q0, q1, q2, q3 = q[c], q[c + 1], q[c + 2], q[c + 3]
-        for i in range(WIDTH):
-            x = _square(q0[i] - a0) + _square(q1[i] - a1)
-            y = _square(q0[i] - b0) + _square(q1[i] - b1)
-            first[i] = first[i] + x + _square(q2[i] - a2) + _square(q3[i] - a3)
-            second[i] = second[i] + y + _square(q2[i] - b2) + _square(q3[i] - b3)
-        c += 4
-    while c < s:
-        q0 = q[c]
-        for i in range(WIDTH):
-            first[i] = first[i] + _square(q0[i] - one[c])
-            second[i] = second[i] + _square(q0[i] - two[c])
-        c += 1
-
-
-@loops.fused
-def _square(x):
-    return x * x
 
 
 @one_blas_thread
