@@ -12,9 +12,9 @@ from numba.core import cgutils
 
 from dpq_ref.kernels import loops
 
-WIDTH = 128  # columns of a tile
 ROWS = 4  # keys at a time
 VECTORS = 2  # of queries at a time
+QUERIES = 32  # a tile holds a multiple of as many
 BYTES = 64  # of a vector; LLVM takes several registers where they are narrower
 CONTRACT = ("contract",)  # a product and its sum in one rounding
 _intrinsic: Any = extending.intrinsic
@@ -24,11 +24,11 @@ _intrinsic: Any = extending.intrinsic
 def product_rows(keys, first, q, out):
     """out[r, i] = <keys[first + r], q[:, i]>; at most ROWS rows."""
     if len(out) == ROWS:
-        for i in range(0, WIDTH, VECTORS * BYTES // q.itemsize):
+        for i in range(0, q.shape[1], VECTORS * BYTES // q.itemsize):
             _products(keys, first, q, i, out, 0)
     else:
         for r in range(len(out)):
-            for i in range(0, WIDTH, VECTORS * BYTES // q.itemsize):
+            for i in range(0, q.shape[1], VECTORS * BYTES // q.itemsize):
                 _product(keys, first + r, q, i, out, r)
 
 
@@ -36,11 +36,11 @@ def product_rows(keys, first, q, out):
 def distance_rows(keys, first, q, out):
     """out[r, i] = |keys[first + r] - q[:, i]|^2 by direct differences; at most ROWS rows."""
     if len(out) == ROWS:
-        for i in range(0, WIDTH, VECTORS * BYTES // q.itemsize):
+        for i in range(0, q.shape[1], VECTORS * BYTES // q.itemsize):
             _distances(keys, first, q, i, out, 0)
     else:
         for r in range(len(out)):
-            for i in range(0, WIDTH, VECTORS * BYTES // q.itemsize):
+            for i in range(0, q.shape[1], VECTORS * BYTES // q.itemsize):
                 _distance(keys, first + r, q, i, out, r)
 
 

@@ -21,8 +21,9 @@ from dpq_ref.kernels.reference import (
     euclidean_responses,
     scalar_like,
 )
-from dpq_ref.kernels.registers import ROWS, WIDTH, distance_rows, product_rows
+from dpq_ref.kernels.registers import QUERIES, ROWS, distance_rows, product_rows
 
+WIDTH = 128  # rows of a tile, fewer at the end of a batch
 CHUNKS = 8  # the most partial sums over a batch
 
 
@@ -75,29 +76,29 @@ def _moments(query, book, counts, euclidean, sums):
     """sums[chunk, :, j, k] = sum of counts[i] y and of counts[i] y^2, y = <u, book[j, k]> (- <u, u>)."""
     b, D, s = query.shape
     for chunk in prange(len(sums)):
-        u = np.empty((s, WIDTH), query.dtype)
-        norm = np.empty(WIDTH, query.dtype)
-        y = np.empty((book.shape[1], WIDTH), query.dtype)
-        weights = np.zeros(WIDTH, query.dtype)
         for block in range(*_blocks(b, chunk, len(sums))):
             start = block * WIDTH
             n = min(WIDTH, b - start)
+            w = _width(n)
+            u = np.empty((s, w), query.dtype)
+            y = np.empty((book.shape[1], w), query.dtype)
+            weights = np.zeros(w, query.dtype)
             weights[:n] = counts[start : start + n]
-            weights[n:] = 0
             for j in range(D):
                 _load(query, start, n, j, u)
-                norm[:] = 0
                 for c in range(s):
-                    centre, row = query[0, j, c], u[c]
-                    for i in range(WIDTH):
-                        row[i] -= centre
-                        norm[i] += row[i] * row[i]
+                    centre = query[0, j, c]
+                    for i in range(w):
+                        u[c, i] -= centre
                 np.dot(book[min(j, len(book) - 1)], u, y)
                 if euclidean:
+                    norm = np.zeros(w, query.dtype)
+                    for c in range(s):
+                        for i in range(w):
+                            norm[i] += u[c, i] * u[c, i]
                     for k in range(len(y)):
-                        row = y[k]
-                        for i in range(WIDTH):
-                            row[i] -= norm[i]
+                        for i in range(w):
+                            y[k, i] -= norm[i]
                 _add_moments(y, weights, sums[chunk, :, j])
 
 
@@ -105,7 +106,7 @@ def _moments(query, book, counts, euclidean, sums):
 def _add_moments(x, weights, sums):
     for k in range(len(x)):
         first = second = x.dtype.type(0)
-        for i in range(WIDTH):
+        for i in range(len(weights)):
             y = weights[i] * x[k, i]
             first += y
             second += y * x[k, i]
@@ -118,6 +119,12 @@ def _blocks(b, chunk, n_chunks):
     """First and last block of a chunk."""
     n = (b + WIDTH - 1) // WIDTH
     return n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+
+
+@loops.fused
+def _width(n):
+    """Of the tile of n rows."""
+    return (n + QUERIES - 1) // QUERIES * QUERIES
 
 
 def sx_codes(
@@ -152,11 +159,11 @@ def _codes(query, book, mean, scale, noise, codes):
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
-        q = np.ones((s + 1, WIDTH), query.dtype)
-        at_once = min(ROWS, K)
-        rows = np.empty((at_once, WIDTH), query.dtype)
-        best = np.empty(WIDTH, query.dtype)
-        code = np.empty(WIDTH, np.int32)
+        w, at_once = _width(n), min(ROWS, K)
+        q = np.ones((s + 1, w), query.dtype)
+        rows = np.empty((at_once, w), query.dtype)
+        best = np.empty(w, query.dtype)
+        code = np.empty(w, np.int32)
         for j in range(D):
             g = min(j, len(book) - 1)
             _load(query, start, n, j, q)
@@ -171,7 +178,7 @@ def _codes(query, book, mean, scale, noise, codes):
                 if len(mean):
                     for r in range(at_once):
                         row, k = rows[r], first + r
-                        for i in range(WIDTH):
+                        for i in range(w):
                             row[i] = (-row[i] - mean[k]) * scale[k]
                 if len(noise):
                     for r in range(at_once):
@@ -185,10 +192,10 @@ def _codes(query, book, mean, scale, noise, codes):
 @loops.serial
 def _keep_largest(rows, first, best, code):
     if len(rows) == ROWS:
-        for i in range(WIDTH):
+        for i in range(len(best)):
             _keep(rows, first, ROWS, best, code, i)
     else:
-        for i in range(WIDTH):
+        for i in range(len(best)):
             _keep(rows, first, len(rows), best, code, i)
 
 
@@ -204,12 +211,12 @@ def _keep(rows, first, n, best, code, i):
 
 @loops.fused
 def _load(x, start, n, j, tile):
-    """Group j of n rows, transposed; the rest of the tile is 0, so that no loop has another length."""
+    """Group j of n rows, transposed; the rest of the tile is 0."""
     rows = x[start : start + n, j]
     for c in range(rows.shape[1]):
         for i in range(n):
             tile[c, i] = rows[i, c]
-        for i in range(n, WIDTH):
+        for i in range(n, tile.shape[1]):
             tile[c, i] = 0
 
 
@@ -254,20 +261,18 @@ def _sx_backward(
     b, D, s = query.shape
     K = book.shape[1]
     for chunk in prange(len(d_book)):
-        q = np.ones((s + 1, WIDTH), query.dtype)
-        g = np.empty((d_picked.shape[2], WIDTH), query.dtype)
-        d_q = np.empty((s + 1, WIDTH), query.dtype)
-        x = np.empty((K, WIDTH), query.dtype)
-        d = np.empty((K, WIDTH), query.dtype)
-        weights = np.zeros(WIDTH, query.dtype)
-        weighted = np.empty((s + 1, WIDTH), query.dtype)
         partial = np.empty((K, s + 1), query.dtype)
         squares = np.empty((s + 1, s + 1), query.dtype)
         for block in range(*_blocks(b, chunk, len(d_book))):
             start = block * WIDTH
             n = min(WIDTH, b - start)
+            w = _width(n)
+            q = np.ones((s + 1, w), query.dtype)
+            weighted, d_q = np.empty((s + 1, w), query.dtype), np.empty((s + 1, w), query.dtype)
+            g = np.empty((d_picked.shape[2], w), query.dtype)
+            x, d = np.empty((K, w), query.dtype), np.empty((K, w), query.dtype)
+            weights = np.zeros(w, query.dtype)
             weights[:n] = counts[start : start + n]
-            weights[n:] = 0
             for j in range(D):
                 shared = min(j, len(book) - 1)
                 _load(query, start, n, j, q)
@@ -285,7 +290,7 @@ def _sx_backward(
                 _add_to(d_book[chunk, shared], partial)
                 if normalised:
                     for c in range(s + 1):
-                        for i in range(WIDTH):
+                        for i in range(w):
                             weighted[c, i] = weights[i] * q[c, i]
                     np.dot(weighted, q.T, squares)
                     _add_to(moments[chunk, shared], squares)
@@ -310,24 +315,24 @@ def _add_to(total, partial):
 @loops.fused
 def _soften(x, d, rate):
     """From logits x and the gradients d of their softmax to the gradients of the logits, in place of d."""
-    K = len(x)
+    K, w = x.shape
     top = x[0].copy()
-    total = np.zeros(WIDTH, x.dtype)
-    expected = np.zeros(WIDTH, x.dtype)
+    total = np.zeros(w, x.dtype)
+    expected = np.zeros(w, x.dtype)
     for k in range(1, K):
-        for i in range(WIDTH):
+        for i in range(w):
             top[i] = top[i] if top[i] >= x[k, i] else x[k, i]
     for k in range(K):
-        for i in range(WIDTH):
+        for i in range(w):
             x[k, i] = loops.exp((x[k, i] - top[i]) * rate)
-        for i in range(WIDTH):
+        for i in range(w):
             total[i] += x[k, i]
             expected[i] += x[k, i] * d[k, i]
-    for i in range(WIDTH):
+    for i in range(w):
         expected[i] /= total[i]
         total[i] = rate / total[i]
     for k in range(K):
-        for i in range(WIDTH):
+        for i in range(w):
             d[k, i] = (x[k, i] * total[i]) * (d[k, i] - expected[i])
 
 
@@ -392,8 +397,8 @@ def _subtract(query, through, counts, d_query):
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
-        q = np.ones((s + 1, WIDTH), query.dtype)
-        d_q = np.empty((s, WIDTH), query.dtype)
+        q = np.ones((s + 1, _width(n)), query.dtype)
+        d_q = np.empty((s, _width(n)), query.dtype)
         for j in range(D):
             _load(query, start, n, j, q)
             np.dot(through[min(j, len(through) - 1)], q, d_q)
