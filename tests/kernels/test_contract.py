@@ -411,6 +411,24 @@ def test_sx_and_vq(module, dtype, shared, normalised, noisy, b):
 
 
 @each_set
+@each_dtype
+@pytest.mark.parametrize("n_codes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("b", [0, 1, 33, 200])
+def test_codes_of_few_keys_with_ties_and_nan(module, dtype, n_codes, b):
+    """Fewer keys than are taken at a time, or not a multiple; tiles of every width."""
+    d = Draw(dtype, b)
+    query, keys = d.query(), d.book()[:, :n_codes]
+    statistics = d.real(n_codes), d.positive(n_codes)
+    for array in (keys.swapaxes(0, 1), *statistics):
+        array[-1] = array[0]
+    query[::9] = np.nan
+    keys[0, -1] = np.nan
+    with np.errstate(invalid="ignore"):
+        for name in ("sx_codes", "vq_codes"):
+            check(module, name, (query, keys, statistics, 1e-3))
+
+
+@each_set
 @pytest.mark.parametrize("offset", [0, 1e3])
 def test_statistics_far_from_the_origin_lose_no_digits(module, offset):
     """In float32, against all in float64: the variance is a millionth of the square of the mean."""
