@@ -153,6 +153,30 @@ def plot(results: Path) -> None:
 
 
 @main.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where to write the page.",
+)
+def report(results: Path, output: Path) -> None:
+    """Make one self-contained page of a folder of RESULTS: tables that sort, figures, commands, environment.
+
+    The figures are drawn again, in RESULTS; the page needs neither them nor a network.
+    """
+    from dpq_ref.compressed import write_atomically
+    from figures.report import report
+
+    with _clear_errors():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, report(results, _plot(results)).encode())
+    click.echo(output)
+
+
+@main.command()
 @click.option(
     "--add",
     multiple=True,
@@ -450,10 +474,15 @@ def _finish(records: list[dict[str, Any]], output: Path) -> None:
 
 
 def _draw(folder: Path) -> None:
-    from figures import plot, plot_tables, style
-
-    of_tables = "lookup" in style.read_records(folder)[0]["seconds"]
-    paths = (plot_tables if of_tables else plot).draw(folder)
+    paths = _plot(folder)
     click.echo((folder / "table.txt").read_text(encoding="utf8"))
     for path in paths:
         click.echo(path)
+
+
+def _plot(folder: Path) -> list[Path]:
+    """Draw the figures that suit the results."""
+    from figures import plot, plot_tables, style
+
+    of_tables = "lookup" in style.read_records(folder)[0]["seconds"]
+    return (plot_tables if of_tables else plot).draw(folder)

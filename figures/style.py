@@ -64,7 +64,12 @@ def style_of(method: str) -> tuple[str, str, str]:
 
 
 def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the records of all runs in a folder of results that have no error.
+    """Read the records of a folder of results that have no error; as `read_all`."""
+    return [record for record in read_all(folder) if "error" not in record]
+
+
+def read_all(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read the records of all runs in a folder of results.
 
     Raises
     ------
@@ -75,7 +80,7 @@ def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
     records = [json.loads(path.read_text(encoding="utf8")) for path in paths]
     if not records:
         raise FileNotFoundError(f"no results: {Path(folder, 'runs')} has no .json file")
-    return [record for record in records if "error" not in record]
+    return records
 
 
 def to_csv(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> str:

@@ -6,7 +6,9 @@ Finished runs wait in `OUTPUT/.work` until all are there, so an interrupted job 
 import itertools
 import json
 import os
+import shlex
 import shutil
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
@@ -52,6 +54,17 @@ def cells(entries: Iterable[dict[str, Any]]) -> tuple[tuple[str, dict[str, Any]]
             (entry["name"], dict(zip(axes, cell, strict=True))) for cell in itertools.product(*axes.values())
         ]
     return tuple(found)
+
+
+def command_line(arguments: list[str]) -> str:
+    """Arguments of a process as one would type them; of absolute paths, which are of one machine, the end.
+
+    Examples
+    --------
+    >>> command_line(["/home/me/bin/dpq-ref", "compare", "--data", "/home/me/ag_news", "--output", "a b"])
+    "dpq-ref compare --data ag_news --output 'a b'"
+    """
+    return shlex.join(Path(word).name if os.path.isabs(word) else word for word in arguments)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,7 @@ class Sweep:
         # One counter of steps a run, in a file that the workers share with this process.
         steps = np.memmap(work / "steps", np.int64, "w+", shape=max(1, len(runs)))
         slots = {run.name: i for i, run in enumerate(runs)}
+        command = command_line(sys.argv)
         left = TextColumn("left"), TimeRemainingColumn()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
         finished = threading.Event()
@@ -131,7 +145,7 @@ class Sweep:
             try:
                 for phase in sorted({self.phase(run) for run in todo}):
                     calls = [
-                        delayed(self._run)(run, work, slots[run.name])
+                        delayed(self._run)(run, work, slots[run.name], command)
                         for run in todo
                         if self.phase(run) == phase
                     ]
@@ -156,7 +170,7 @@ class Sweep:
         left = self.output_of(run, work)
         return record if same and (left is None or left.is_file()) else None
 
-    def _run(self, run: Run, work: Path, slot: int) -> Record:
+    def _run(self, run: Run, work: Path, slot: int, command: str) -> Record:
         """Run one cell in a worker and write its record; an error becomes one."""
         steps = np.memmap(work / "steps", np.int64, "r+")
 
@@ -164,6 +178,7 @@ class Sweep:
             steps[slot] = step
 
         record = {"name": run.name, "specification": self.specification(run), "provenance": self.provenance}
+        record["command"] = command
         try:
             record |= self.execute(run, work, on_step)
         except Exception:

@@ -1,7 +1,7 @@
 """Dot products and distances of a few keys with a tile of queries, in vector registers.
 
-As fast as BLAS, and every number is summed in the order of its coordinates, wherever in the tile it stands. BLAS
-may round a row by its place, and codes must not depend on the batch.
+As fast as BLAS, and every number is summed in the order of its coordinates, wherever in the tile it stands.
+BLAS may round a row by its place, and codes must not depend on the batch.
 """
 
 from typing import Any
@@ -86,7 +86,7 @@ class _Matrix:
         self.vector = ir.VectorType(self.real, self.lanes)
 
     def zero(self) -> Any:
-        """A vector of zeros, which will have a register."""
+        """Make a vector of zeros, which will have a register."""
         return cgutils.alloca_once_value(self.builder, ir.Constant(self.vector, None))
 
     def at(self, row: Any, column: Any) -> Any:
@@ -98,7 +98,7 @@ class _Matrix:
         return self.builder.bitcast(place, self.vector.as_pointer())
 
     def load(self, row: Any, column: Any, v: int) -> Any:
-        """The v-th vector from an entry on."""
+        """Read the v-th vector from an entry on."""
         return self.builder.load(self._vector(row, column, v), align=self.size)
 
     def store(self, value: Any, row: Any, r: int, column: Any, v: int) -> None:
@@ -107,7 +107,7 @@ class _Matrix:
         self.builder.store(value, place, align=self.size)
 
     def spread(self, row: Any, r: int, column: Any) -> Any:
-        """An entry, r rows below, in all lanes of a vector."""
+        """Read an entry, r rows below, into all lanes of a vector."""
         entry = self.builder.load(self.at(self.builder.add(row, row.type(r)), column))
         none, first = ir.Constant(self.vector, ir.Undefined), ir.IntType(32)(0)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)

@@ -30,6 +30,7 @@ def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinc
         f"{tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
         ours,
         operations=2.0 * products * rows * n_groups * n_codes * s,
+        traffic=8.0 * (rows + tokens) * dim,  # queries and output of the forward, their gradients
         **_torch_dpq(layer, ids, g, ours),
     )
 
