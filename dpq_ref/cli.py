@@ -65,8 +65,8 @@ def info() -> None:
 def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
     """Train a text classifier with each embedding, compress, compare and draw.
 
-    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind
-    each) and runs/*.json with everything about each run.
+    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
+    behind each) and runs/*.json with everything about each run.
     """
     from figures.run import GRIDS, read_grid, run_grid
 
@@ -107,8 +107,8 @@ def compare_table(
     TABLE is an .npz with the arrays `words` (n,) and `vectors` (n, d), or text, a word and its numbers a
     line, as GloVe, word2vec and fastText have it.
 
-    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg and the .csv behind
-    each) and runs/*.json with everything about each run.
+    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
+    behind each) and runs/*.json with everything about each run.
     """
     from figures.tables import GRID, Paths, sweep
 
@@ -200,8 +200,8 @@ def report(results: Path, output: Path) -> None:
 def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None) -> None:
     """Set our results beside the paper's tables, and draw them.
 
-    Writes tables.md, tables.txt (printed), a .csv of each table, and the figures (.png, .svg and the .csv
-    behind each). Rows without a result say so.
+    Writes tables.md, tables.txt (printed), a .csv of each table, and the figures (.png, .svg, .pdf and
+    the .csv behind each). Rows without a result say so.
     """
     if force and not add:
         raise click.UsageError("--force: it goes with --add")

@@ -270,7 +270,7 @@ def make(folder: str | os.PathLike, output: str | os.PathLike) -> list[Path]:
     Returns
     -------
     list of Path
-        tables.md, tables.txt, table-NAME.csv, and for each figure .png, .svg and .csv.
+        tables.md, tables.txt, table-NAME.csv, and for each figure .png, .svg, .pdf and .csv.
     """
     import matplotlib
 

@@ -181,7 +181,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     Returns
     -------
     list of Path
-        Files written: results.csv, table.txt, and for each figure .png, .svg and .csv.
+        Files written: results.csv, table.txt, and for each figure .png, .svg, .pdf and .csv.
     """
     import matplotlib
 

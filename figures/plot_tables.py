@@ -140,7 +140,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
     Returns
     -------
     list of Path
-        results.csv, table.txt; comparison and each figure that the grid names, as .png, .svg and .csv.
+        results.csv, table.txt; comparison and each figure that the grid names, as .png, .svg, .pdf and .csv.
     """
     import matplotlib
 

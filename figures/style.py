@@ -93,11 +93,12 @@ def to_csv(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> str:
 
 
 def save_figure(figure: Any, stem: Path, table: list[dict[str, Any]]) -> list[Path]:
-    """Write a figure as PNG and SVG, and the numbers that it shows as CSV."""
+    """Write a figure as PNG, SVG and PDF, and the numbers that it shows as CSV."""
     from matplotlib import pyplot
 
     paths = []
-    for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+    undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    for ending, metadata in undated.items():
         content = io.BytesIO()
         figure.savefig(content, format=ending[1:], metadata=metadata)
         paths.append(stem.with_suffix(ending))

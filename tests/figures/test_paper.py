@@ -364,7 +364,7 @@ def test_figures_are_those_of_what_is_there(results):
     stems = ("epochs", "ratios", "minutes", "ptb-small-compressed", "grid-toy")
     tables = ("main", "language-model", "traditional", "ptb-small-compressed", "further")
     assert names == (
-        {f"{stem}.{end}" for stem in stems for end in ("png", "svg", "csv")}
+        {f"{stem}.{end}" for stem in stems for end in ("png", "svg", "pdf", "csv")}
         | {f"table-{name}.csv" for name in tables}
         | {"tables.md", "tables.txt"}
     )

@@ -181,10 +181,14 @@ def test_figures_come_with_their_numbers_and_repeat_to_the_byte(results):
     for name in names:
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert len((results / f"{name}.csv").read_text(encoding="utf8").splitlines()) > 1
-        before[name] = (results / f"{name}.svg").read_bytes()
+        pdf = (results / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF")
+        assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # whole fonts, as publishers ask for
+        before[name] = (results / f"{name}.svg").read_bytes(), pdf
     result = CliRunner().invoke(main, ["plot", str(results)])
     assert result.exit_code == 0, result.output
-    assert {name: (results / f"{name}.svg").read_bytes() for name in names} == before
+    after = {n: tuple((results / f"{n}{end}").read_bytes() for end in (".svg", ".pdf")) for n in names}
+    assert after == before
 
 
 def test_an_interrupted_job_goes_on_where_it_was(folder, tmp_path, monkeypatch):

@@ -140,7 +140,9 @@ def test_signs_are_compared_as_codes(folder, records):
 def test_files(results):
     names = {path.name for path in results.iterdir()}
     figures = {
-        f"{stem}.{end}" for stem in ("comparison", "removed", "weights") for end in ("png", "svg", "csv")
+        f"{stem}.{end}"
+        for stem in ("comparison", "removed", "weights")
+        for end in ("png", "svg", "pdf", "csv")
     }
     assert names == figures | {"runs", "results.csv", "table.txt"}
     rows = list(csv.DictReader((results / "results.csv").open()))
