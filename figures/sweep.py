@@ -171,7 +171,16 @@ class Sweep:
         return record if same and (left is None or left.is_file()) else None
 
     def _run(self, run: Run, work: Path, slot: int, command: str) -> Record:
-        """Run one cell in a worker and write its record; an error becomes one."""
+        """Run one cell in a worker and write its record; an error becomes one.
+
+        A worker outlives a job that was killed, until its cell is done: the next job waits for it here.
+        """
+        from filelock import FileLock
+
+        with FileLock(work / f"{run.name}.lock"):
+            return self._finished(run, work) or self._measured(run, work, slot, command)
+
+    def _measured(self, run: Run, work: Path, slot: int, command: str) -> Record:
         steps = np.memmap(work / "steps", np.int64, "r+")
 
         def on_step(step: int) -> None:

@@ -1,7 +1,10 @@
 """From a grid to results and figures, on a folder of small texts."""
 
+import contextlib
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -212,6 +215,29 @@ def test_an_interrupted_job_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert sorted(set(first) | set(again)) == sorted(record["name"] for record in records)
     assert not (tmp_path / ".work").exists()
     assert len(list((tmp_path / "runs").iterdir())) == 12
+
+
+@pytest.mark.slow
+def test_a_job_killed_at_any_moment_loses_nothing_and_runs_nothing_twice(folder, tmp_path):
+    """Twenty times: what is there stays to the byte, times included, and ends up in the results."""
+    rng, kept, jobs = np.random.default_rng(0), {}, 0
+    for _ in range(20):
+        output = tmp_path / str(jobs)
+        command = [sys.executable, "-c", "from dpq_ref.cli import main; main()", "compare", "--jobs", "2"]
+        command += ["--grid", folder / "grid.toml", "--data", folder, "--output", output]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(1, 12))
+        process.kill()
+        process.wait()
+        found = {path.name: path.read_text(encoding="utf8") for path in output.rglob("runs/*.json")}
+        assert kept.items() <= found.items()
+        assert all(json.loads(record)["metrics"] for record in found.values())
+        kept = found
+        if (output / "table.txt").exists():  # done before it was killed
+            assert len(found) == 12
+            jobs, kept = jobs + 1, {}
+    assert jobs
 
 
 def test_an_interrupt_says_how_to_go_on(folder, tmp_path, monkeypatch):
