@@ -8,7 +8,6 @@ from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import Array, Integers, canonical_code, check_range
 
 ROWS = 64  # rows of a block
-HELD = 57  # bits of a word that begins at any bit of its first byte
 AHEAD = 12  # rows that memory is asked for before they are read
 TILE = 256  # rows that queries share in `hamming_nearest`
 QUERIES = 32  # that a thread takes at a time there
@@ -57,14 +56,14 @@ def _unpack_codes(packed, n_bits, ids, codes):
     D, mask = codes.shape[1], (1 << n_bits) - 1
     for i in range(ids.size):
         for j in range(D):
-            codes[i, j] = _word(packed, (ids[i] * D + j) * n_bits) & mask
+            codes[i, j] = _code(packed, (ids[i] * D + j) * n_bits, mask)
 
 
 @loops.inlined
-def _word(packed, bit):
-    """HELD bits of a stream of 8 bytes or more from one of them on, or all to its end, the first lowest."""
+def _code(packed, bit, mask):
+    """Code at a bit of a stream of 8 bytes or more: in the 64 bits from its byte on, or in the last 64."""
     byte = min(bit >> 3, packed.size - 8)
-    return loops.load_word(packed, byte) >> (bit - 8 * byte)
+    return (loops.load_word(packed, byte) >> (bit - 8 * byte)) & mask
 
 
 def decode_packed(
@@ -104,7 +103,7 @@ def _largest(packed, ids, n_bits, D):
     largest, mask = 0, (1 << n_bits) - 1
     for i in range(ids.size):
         for j in range(D):
-            largest = max(largest, _word(packed, (ids[i] * D + j) * n_bits) & mask)
+            largest = max(largest, _code(packed, (ids[i] * D + j) * n_bits, mask))
     return largest
 
 
@@ -123,22 +122,22 @@ def _decode_packed(packed, ids, values, n_bits, D, out, streamed):
 @loops.serial
 def _decode_rows(packed, ids, values, n_bits, D, out):
     books, K, s = values.shape
-    book, step, held = values.reshape(-1), K * s if books > 1 else 0, HELD // n_bits
+    book, step = values.reshape(-1), K * s if books > 1 else 0
     for i in range(ids.size):
         loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
-        _decode_row(packed, ids[i] * D * n_bits, n_bits, held, book, s, step, D, out, i * D * s)
+        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, out, i * D * s)
 
 
 @loops.serial
 def _stream_rows(packed, ids, values, n_bits, D, out):
     """Past the caches: a row is on its way to memory while the next one is decoded."""
     books, K, s = values.shape
-    book, step, held = values.reshape(-1), K * s if books > 1 else 0, HELD // n_bits
+    book, step = values.reshape(-1), K * s if books > 1 else 0
     staged = np.empty(out.size, out.dtype)
     head = done = loops.first_line(out)
     for i in range(ids.size):
         loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
-        _decode_row(packed, ids[i] * D * n_bits, n_bits, held, book, s, step, D, staged, i * D * s)
+        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, staged, i * D * s)
         done = loops.stream(out, staged, done, i * D * s)
     done = loops.stream(out, staged, done, out.size)
     out[:head] = staged[:head]
@@ -147,39 +146,34 @@ def _stream_rows(packed, ids, values, n_bits, D, out):
 
 
 @loops.serial
-def _decode_row(packed, bit, n_bits, held, book, s, step, D, out, to):
-    """Widths are told apart outside the loop over the codes of a word: each takes a few instructions."""
-    base, mask, left = 0, (1 << n_bits) - 1, D
-    while left > 0:
-        word = _word(packed, bit)
-        bit += held * n_bits
-        n = min(held, left)
-        left -= held
-        if s > 32:
-            for _ in range(n):
-                at = base + s * (word & mask)
-                for c in range(0, s - 32, 32):
-                    loops.copy_16(out, to + c, book, at + c, 32)
-                loops.copy_16(out, to + s - 32, book, at + s - 32, 32)
-                word, base, to = word >> n_bits, base + step, to + s
-        elif s >= 16:
-            for _ in range(n):
-                loops.copy_16(out, to, book, base + s * (word & mask), s)
-                word, base, to = word >> n_bits, base + step, to + s
-        elif s >= 8:
-            for _ in range(n):
-                loops.copy_8(out, to, book, base + s * (word & mask), s)
-                word, base, to = word >> n_bits, base + step, to + s
-        elif s >= 4:
-            for _ in range(n):
-                loops.copy_4(out, to, book, base + s * (word & mask), s)
-                word, base, to = word >> n_bits, base + step, to + s
-        else:
-            for _ in range(n):
-                at = base + s * (word & mask)
-                for c in range(s):
-                    out[to + c] = book[at + c]
-                word, base, to = word >> n_bits, base + step, to + s
+def _decode_row(packed, bit, n_bits, book, s, step, D, out, to):
+    """Widths are told apart outside the loop over the groups: a code takes a few instructions."""
+    base, mask = 0, (1 << n_bits) - 1
+    if s > 32:
+        for _ in range(D):
+            at = base + s * _code(packed, bit, mask)
+            for c in range(0, s - 32, 32):
+                loops.copy_16(out, to + c, book, at + c, 32)
+            loops.copy_16(out, to + s - 32, book, at + s - 32, 32)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 16:
+        for _ in range(D):
+            loops.copy_16(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 8:
+        for _ in range(D):
+            loops.copy_8(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 4:
+        for _ in range(D):
+            loops.copy_4(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    else:
+        for _ in range(D):
+            at = base + s * _code(packed, bit, mask)
+            for c in range(s):
+                out[to + c] = book[at + c]
+            bit, base, to = bit + n_bits, base + step, to + s
 
 
 def unpack_levels(
