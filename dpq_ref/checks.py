@@ -33,6 +33,9 @@ def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.size:
+        bits = array.view(array.dtype.str.replace("i", "u"))  # a negative one is beyond all others
+        if bits.item(bits.argmax()) < min(vocab_size, 1 << (8 * array.itemsize - 1)):
+            return array
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= vocab_size:
             raise IndexError(f"{name} must lie in [0, {vocab_size}), got {low if low < 0 else high}")

@@ -39,6 +39,17 @@ def test_ids_out_of_range(ids, got):
         checks.as_ids(ids, 10, "codes")
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", ">i2", "i4", ">i8", "i8", "u8"])
+def test_ids_of_every_width(dtype):
+    ids = np.array([[3, 100], [127, 0]], dtype).T
+    assert checks.as_ids(ids, 128) is ids and checks.as_ids(ids, 1 << 40) is ids
+    with pytest.raises(IndexError, match="got 127$"):
+        checks.as_ids(ids, 127)
+    if ids.dtype.kind == "i":
+        with pytest.raises(IndexError, match="got -3$"):
+            checks.as_ids(ids - ids.dtype.type(3), 1 << 40)
+
+
 def test_no_id_fits_an_empty_table():
     assert checks.as_ids([], 0).size == 0
     with pytest.raises(IndexError):

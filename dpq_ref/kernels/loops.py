@@ -8,6 +8,7 @@ from numba import extending, float64, njit, types
 from numba.core import cgutils
 from numpy.typing import DTypeLike, NDArray
 
+from dpq_ref.kernels import reference
 from dpq_ref.kernels.reference import Array
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
@@ -22,6 +23,7 @@ summed: Any = njit(**OPTIONS, fastmath=SUMMED)
 parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
 inlined: Any = njit(inline="always", error_model="numpy")  # a call counts references to its arrays
 _intrinsic: Any = extending.intrinsic
+LINE = 64  # bytes of a line of the cache
 
 
 def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
@@ -32,10 +34,11 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     """
     views = []
     for array in arrays:
-        if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
+        flags = array.flags
+        if array.dtype != dtype or not (flags.c_contiguous and flags.aligned):
             array = np.require(array.astype(dtype, casting="same_kind", copy=False), requirements=["C", "A"])
         view = array.view()
-        view.flags.writeable = False
+        view.setflags(write=False)
         views.append(view)
     return views
 
@@ -46,6 +49,20 @@ def check_shape(name: str, array: NDArray, *shape: int) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
+def check_range(name: str, indices: NDArray, size: int) -> None:
+    """As `reference.check_range`, in one pass over indices of one axis."""
+    if not _within(*inputs(np.int64, indices), int(size)):
+        reference.check_range(name, indices, size)
+
+
+@serial
+def _within(indices, size):
+    least = most = 0
+    for i in indices:
+        least, most = min(least, i), max(most, i)
+    return least >= 0 and (most < size or indices.size == 0)
+
+
 def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
     """Raise ValueError unless a codebook fits, be it one per group or shared."""
     if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
@@ -54,38 +71,87 @@ def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
 
 @_intrinsic
 def load_word(typing, stream, byte):
-    """32 bits of a stream of bytes from a byte on, the first one lowest; nothing is checked."""
+    """64 bits of a stream of bytes from a byte on, the first one lowest; nothing is checked."""
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature, arguments, 0)
-        return builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()), align=1)
+        return builder.load(builder.bitcast(pointer, ir.IntType(64).as_pointer()), align=1)
 
-    return types.uint32(stream, types.intp), generate
+    return types.int64(stream, types.intp), generate
 
 
-def _vector_copy(n_lanes: int) -> Any:
+def _vector_copy(least: int) -> Any:
     @_intrinsic
-    def copy(typing, to, start, source, at):
-        """to[start : start + n] = source[at : at + n] by one load and one store; nothing is checked.
+    def copy(typing, to, start, source, at, n):
+        """to[start : start + n] = source[at : at + n] for least <= n <= 2 least; nothing is checked.
 
-        Both have one axis, are in C order and of one dtype.
+        In vectors from both ends, which overlap in the middle. Both arrays have one axis, are in C order and
+        of one dtype.
         """
 
         def generate(context, builder, signature, arguments):
             entry = context.get_value_type(to.dtype)
-            vector, align = ir.VectorType(entry, n_lanes).as_pointer(), context.get_abi_sizeof(entry)
-            target, origin = (
-                builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
-            )
-            builder.store(builder.load(origin, align=align), target, align=align)
+            lanes, align = min(least, 8), context.get_abi_sizeof(entry)
+            vector = ir.VectorType(entry, lanes).as_pointer()
+            target, origin = (_pointer(context, builder, signature, arguments, i) for i in (0, 2))
+            steps = [ir.Constant(arguments[4].type, c) for c in range(0, least, lanes)]
+            last = builder.sub(arguments[4], ir.Constant(arguments[4].type, lanes))
+            for place in steps + [builder.sub(last, step) for step in steps]:
+                load, store = (builder.bitcast(builder.gep(p, [place]), vector) for p in (origin, target))
+                builder.store(builder.load(load, align=align), store, align=align)
             return context.get_dummy_value()
 
-        return types.void(to, types.intp, source, types.intp), generate
+        return types.void(to, types.intp, source, types.intp, types.intp), generate
 
     return copy
 
 
-copy_4, copy_8 = _vector_copy(4), _vector_copy(8)
+copy_4, copy_8, copy_16 = _vector_copy(4), _vector_copy(8), _vector_copy(16)
+
+
+@_intrinsic
+def _stream_line(typing, to, start, source, at):
+    """64 bytes from source[at] to to[start], which lies on a line of the cache: past it, to memory."""
+
+    def generate(context, builder, signature, arguments):
+        entry = context.get_value_type(to.dtype)
+        align = context.get_abi_sizeof(entry)
+        vector = ir.VectorType(entry, LINE // align).as_pointer()
+        target, origin = (
+            builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
+        )
+        store = builder.store(builder.load(origin, align=align), target, align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, source, types.intp), generate
+
+
+@_intrinsic
+def prefetch(typing, array, i):
+    """Ask for the line of the cache that holds an entry of an array of one axis."""
+
+    def generate(context, builder, signature, arguments):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        )
+        line = builder.bitcast(_pointer(context, builder, signature, arguments, 0), byte)
+        builder.call(function, [line, word(0), word(3), word(1)])  # to be read, kept, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@_intrinsic
+def fence(typing):
+    """Let all that was written before, past the caches too, be seen before what is written after."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def _pointer(context, builder, signature, arguments, i):
@@ -94,30 +160,24 @@ def _pointer(context, builder, signature, arguments, i):
     return cgutils.gep_inbounds(builder, array.data, arguments[i + 1])
 
 
-@inlined
-def copy_pieces(to, start, source, places, n):
-    """source[p : p + n] for p in places, one after the other: whole vectors, overlapping at the end."""
-    if n > 16:
-        for p in places:
-            for c in range(0, n - 8, 8):
-                copy_8(to, start + c, source, p + c)
-            copy_8(to, start + n - 8, source, p + n - 8)
-            start += n
-    elif n >= 8:
-        for p in places:
-            copy_8(to, start, source, p)
-            copy_8(to, start + n - 8, source, p + n - 8)
-            start += n
-    elif n >= 4:
-        for p in places:
-            copy_4(to, start, source, p)
-            copy_4(to, start + n - 4, source, p + n - 4)
-            start += n
-    else:
-        for p in places:
-            for c in range(n):
-                to[start + c] = source[p + c]
-            start += n
+@serial
+def first_line(to):
+    """Entries of an array before the first that lies on a line of the cache."""
+    return min(to.size, -to.ctypes.data % LINE // to.itemsize)
+
+
+@serial
+def stream(to, source, start, stop):
+    """to[start : stop] = source[start : stop] in whole lines past the cache; returns where the last one ends.
+
+    `start` lies on a line. No line is read before it is written, and none pushed out of the cache for it.
+    Others may read them after a `fence`.
+    """
+    lanes = LINE // to.itemsize
+    while start + lanes <= stop:
+        _stream_line(to, start, source, start)
+        start += lanes
+    return start
 
 
 def exp(x: Any) -> Any:

@@ -8,9 +8,11 @@ from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import Array, Integers, canonical_code, check_range
 
 ROWS = 64  # rows of a block
+AHEAD = 12  # rows that memory is asked for before they are read
 TILE = 256  # rows that queries share in `hamming_nearest`
 QUERIES = 32  # that a thread takes at a time there
 SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
+STREAMED = 1 << 26  # bytes of an output from which on it goes past the caches, which would not hold it
 
 
 def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
@@ -43,32 +45,25 @@ def unpack_codes(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups
     check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     loops.check_shape("ids", ids, ids.size)
     codes = np.empty((ids.size, n_groups), np.int32)
-    _unpack_codes(*loops.inputs(np.uint8, packed), int(n_bits), *loops.inputs(np.int64, ids), codes)
+    _unpack_codes(
+        *loops.inputs(np.uint8, _at_least_a_word(packed)), int(n_bits), *loops.inputs(np.int64, ids), codes
+    )
     return codes
 
 
 @loops.serial
 def _unpack_codes(packed, n_bits, ids, codes):
-    D = codes.shape[1]
+    D, mask = codes.shape[1], (1 << n_bits) - 1
     for i in range(ids.size):
-        _unpack_row(packed, n_bits, ids[i] * D * n_bits, codes[i])
+        for j in range(D):
+            codes[i, j] = _code(packed, (ids[i] * D + j) * n_bits, mask)
 
 
 @loops.inlined
-def _unpack_row(packed, n_bits, bit, codes):
-    """Codes from a bit of the stream on; each ends in the 32 bits from its first byte on."""
-    mask = (1 << n_bits) - 1
-    if (bit + (codes.size - 1) * n_bits) // 8 + 4 <= packed.size:
-        for j in range(codes.size):
-            codes[j] = (np.int64(loops.load_word(packed, bit >> 3)) >> (bit & 7)) & mask
-            bit += n_bits
-    else:  # the end of the stream, byte by byte
-        for j in range(codes.size):
-            word = 0
-            for byte in range(bit >> 3, ((bit + n_bits - 1) >> 3) + 1):
-                word |= packed[byte] << (8 * (byte - (bit >> 3)))
-            codes[j] = (word >> (bit & 7)) & mask
-            bit += n_bits
+def _code(packed, bit, mask):
+    """Code at a bit of a stream of 8 bytes or more: in the 64 bits from its byte on, or in the last 64."""
+    byte = min(bit >> 3, packed.size - 8)
+    return (loops.load_word(packed, byte) >> (bit - 8 * byte)) & mask
 
 
 def decode_packed(
@@ -80,77 +75,152 @@ def decode_packed(
     out: Array | None = None,
 ) -> Array:
     """As `reference.decode_packed`; no more than one row of codes at a time."""
-    check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     loops.check_shape("ids", ids, ids.size)
+    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     _, K, s = values.shape
     loops.check_book("values", values, n_groups, s)
     out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
     loops.check_shape("out", out, ids.size, n_groups * s)
-    arrays = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids), *loops.inputs(out.dtype, values)
-    decode_rows = _decode_rows if out.size < SHARED else _decode_packed
-    largest = decode_rows(*arrays, int(n_bits), int(n_groups), out.reshape(-1))
-    if largest >= K:
+    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
+    bits, D = int(n_bits), int(n_groups)
+    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
         raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    arrays = *codes, *loops.inputs(out.dtype, values), bits, D, out.reshape(-1)
+    if out.size < SHARED:
+        _decode_rows(*arrays)
+    else:
+        _decode_packed(*arrays, out.nbytes >= STREAMED and out.flags.aligned)
     return out
 
 
+def _at_least_a_word(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return packed if packed.size >= 8 else np.pad(packed, (0, 8))
+
+
+@loops.serial
+def _largest(packed, ids, n_bits, D):
+    """Largest code of rows: in a damaged stream it may be beyond the values."""
+    largest, mask = 0, (1 << n_bits) - 1
+    for i in range(ids.size):
+        for j in range(D):
+            largest = max(largest, _code(packed, (ids[i] * D + j) * n_bits, mask))
+    return largest
+
+
 @loops.parallel
-def _decode_packed(packed, ids, values, n_bits, D, out):
+def _decode_packed(packed, ids, values, n_bits, D, out, streamed):
     w = D * values.shape[2]
-    largest = np.empty((ids.size + ROWS - 1) // ROWS, np.int64)
-    for block in prange(largest.size):
+    for block in prange((ids.size + ROWS - 1) // ROWS):
         rows = ids[block * ROWS : (block + 1) * ROWS]
         place = out[block * ROWS * w : (block * ROWS + rows.size) * w]
-        largest[block] = _decode_rows(packed, rows, values, n_bits, D, place)
-    return largest.max()
+        if streamed:
+            _stream_rows(packed, rows, values, n_bits, D, place)
+        else:
+            _decode_rows(packed, rows, values, n_bits, D, place)
 
 
 @loops.serial
 def _decode_rows(packed, ids, values, n_bits, D, out):
-    """Largest code. It may be beyond the values of a damaged stream; the last value stands for it then."""
     books, K, s = values.shape
-    book = values.reshape(-1)
-    places = np.empty(D, np.int64)
-    step = K * s if books > 1 else 0
-    largest = 0
+    book, step = values.reshape(-1), K * s if books > 1 else 0
     for i in range(ids.size):
-        _unpack_row(packed, n_bits, ids[i] * D * n_bits, places)
-        if K < 1 << n_bits:
-            for j in range(D):
-                largest = max(largest, places[j])
-                places[j] = min(places[j], K - 1)
-        for j in range(D):
-            places[j] = places[j] * s + j * step
-        loops.copy_pieces(out, i * D * s, book, places, s)
-    return largest
+        loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
+        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, out, i * D * s)
+
+
+@loops.serial
+def _stream_rows(packed, ids, values, n_bits, D, out):
+    """Past the caches: a row is on its way to memory while the next one is decoded."""
+    books, K, s = values.shape
+    book, step = values.reshape(-1), K * s if books > 1 else 0
+    staged = np.empty(out.size, out.dtype)
+    head = done = loops.first_line(out)
+    for i in range(ids.size):
+        loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
+        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, staged, i * D * s)
+        done = loops.stream(out, staged, done, i * D * s)
+    done = loops.stream(out, staged, done, out.size)
+    out[:head] = staged[:head]
+    out[done:] = staged[done:]
+    loops.fence()
+
+
+@loops.serial
+def _decode_row(packed, bit, n_bits, book, s, step, D, out, to):
+    """Widths are told apart outside the loop over the groups: a code takes a few instructions."""
+    base, mask = 0, (1 << n_bits) - 1
+    if s > 32:
+        for _ in range(D):
+            at = base + s * _code(packed, bit, mask)
+            for c in range(0, s - 32, 32):
+                loops.copy_16(out, to + c, book, at + c, 32)
+            loops.copy_16(out, to + s - 32, book, at + s - 32, 32)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 16:
+        for _ in range(D):
+            loops.copy_16(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 8:
+        for _ in range(D):
+            loops.copy_8(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    elif s >= 4:
+        for _ in range(D):
+            loops.copy_4(out, to, book, base + s * _code(packed, bit, mask), s)
+            bit, base, to = bit + n_bits, base + step, to + s
+    else:
+        for _ in range(D):
+            at = base + s * _code(packed, bit, mask)
+            for c in range(s):
+                out[to + c] = book[at + c]
+            bit, base, to = bit + n_bits, base + step, to + s
 
 
 def unpack_levels(
     packed: NDArray[np.uint8], n_bits: int, levels: Array, ids: Integers, n_groups: int
 ) -> Array:
-    """As `reference.unpack_levels`; codes of a byte each need no shift."""
+    """As `reference.unpack_levels`; codes of a byte each need no shift, and even levels are not looked up."""
     if n_bits != 8:
         return levels[unpack_codes(packed, n_bits, ids, n_groups)]
-    check_range("ids", ids, packed.size // n_groups)
     loops.check_shape("ids", ids, ids.size)
+    loops.check_range("ids", ids, packed.size // n_groups)
     loops.check_shape("levels", levels, 256)
+    first, step = float(levels[0]), (float(levels[255]) - float(levels[0])) / 255
+    with np.errstate(invalid="ignore", over="ignore"):
+        even = (first + step * np.arange(256)).astype(levels.dtype).tobytes() == levels.tobytes()
     out = np.empty((ids.size, n_groups), levels.dtype)
-    _unpack_levels(
-        *loops.inputs(np.uint8, packed),
-        *loops.inputs(levels.dtype, levels),
-        *loops.inputs(np.int64, ids),
-        out,
-    )
+    codes = *loops.inputs(np.uint8, packed), *loops.inputs(np.int64, ids)
+    if even:
+        _even_levels(*codes, first, step, out)
+    else:
+        _unpack_levels(*codes, *loops.inputs(levels.dtype, levels), out)
     return out
 
 
 @loops.parallel
-def _unpack_levels(packed, levels, ids, out):
+def _unpack_levels(packed, ids, levels, out):
     w = out.shape[1]
     for i in prange(ids.size):
+        _ask_for(packed, ids[min(i + AHEAD, ids.size - 1)] * w, w)
         row = packed[ids[i] * w : (ids[i] + 1) * w]
         for j in range(w):
             out[i, j] = levels[row[j]]
+
+
+@loops.parallel
+def _even_levels(packed, ids, first, step, out):
+    w = out.shape[1]
+    for i in prange(ids.size):
+        _ask_for(packed, ids[min(i + AHEAD, ids.size - 1)] * w, w)
+        row, to = packed[ids[i] * w : (ids[i] + 1) * w], out[i]
+        for j in range(w):
+            to[j] = first + step * row[j]
+
+
+@loops.serial
+def _ask_for(packed, start, n):
+    for at in range(start, start + n, loops.LINE):
+        loops.prefetch(packed, at)
 
 
 def pack_prefix(codes: Integers, lengths: Integers) -> NDArray[np.uint8]:

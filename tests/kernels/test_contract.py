@@ -634,18 +634,20 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
         levels = np.arange(1 << n_bits).astype(dtype)
         check(module, "unpack_levels", (stream, n_bits, levels, np.array([8, 0, 3, 3]), 7))
+        values = np.random.default_rng(0).standard_normal((7, 1 << n_bits, 2)).astype(dtype)
+        check(module, "decode_packed", (stream, n_bits, np.array([8, 0, 3, 3]), 7, values))
 
 
 @each_set
 @each_dtype
-@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 33])
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 32, 33, 64, 65])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("threads", ["one", "several"])
-def test_rows_of_every_width(module, dtype, s, shared, threads, monkeypatch):
+@pytest.mark.parametrize("way", ["one thread", "several", "past the caches"])
+def test_rows_of_every_width(module, dtype, s, shared, way, monkeypatch):
     """Whole vectors, none beyond the end of the values or of the output, its last row included."""
-    monkeypatch.setattr(
-        inspect.getmodule(module.decode_packed), "SHARED", 0 if threads == "several" else 1 << 62
-    )
+    kernels = inspect.getmodule(module.decode_packed)
+    monkeypatch.setattr(kernels, "SHARED", 1 << 62 if way == "one thread" else 0)
+    monkeypatch.setattr(kernels, "STREAMED", 0 if way == "past the caches" else 1 << 62)
     rng = np.random.default_rng(s)
     codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
     ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
@@ -655,6 +657,20 @@ def test_rows_of_every_width(module, dtype, s, shared, threads, monkeypatch):
     assert module.decode_packed(*arguments, out=frame[1:-1]) is not None
     np.testing.assert_array_equal(frame[[0, -1]], 7)
     np.testing.assert_array_equal(frame[1:-1], reference.decode_packed(*arguments))
+
+
+@each_set
+@each_dtype
+def test_levels_of_a_byte_even_and_not(module, dtype):
+    stream, ids = np.random.default_rng(0).integers(0, 256, 9 * 37).astype(np.uint8), np.array([8, 0, 3, 3])
+    even = (np.float32(0.3) * (2 * np.arange(256) / 255 - 1)).astype(dtype)
+    for at, level in ((0, 0.1), (128, np.inf), (255, np.inf), (255, -np.inf), (0, np.nan), (7, -0.0)):
+        uneven = even.copy()
+        uneven[at] = level
+        check(module, "unpack_levels", (stream, 8, uneven, ids, 37))
+    for levels in (even, -even, 0 * even, even + 7, np.repeat(even, 2)[::2]):
+        check(module, "unpack_levels", (stream, 8, levels, ids, 37))
+        check(module, "unpack_levels", (stream, 8, levels, ids[:0], 37))
 
 
 @pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
