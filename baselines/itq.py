@@ -111,7 +111,7 @@ class ITQ(BinaryCoder):
         rng = np.random.default_rng(self.random_state)
         self.mean_ = weighted_mean(X, weights).astype(X.dtype)
         centred = X - self.mean_
-        directions = right_vectors(centred, weights)[1][removed : removed + n_bits]
+        directions = right_vectors(centred, weights, removed + n_bits)[1][removed : removed + n_bits]
         self.components_ = np.zeros((n_bits, X.shape[1]), X.dtype)
         self.components_[: len(directions)] = directions
         with threadpool_limits(1, "blas"):

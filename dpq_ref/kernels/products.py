@@ -4,8 +4,10 @@ BLAS itself uses one thread. Sums over rows are taken in float64 from block to b
 partial sums whose number does not depend on that of the threads.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from dpq_ref.backend import one_blas_thread
@@ -34,10 +36,12 @@ def _multiply(rows, matrix, out):
 
 @one_blas_thread
 def cross(left: Array, right: Array, weights: Array) -> Array:
-    """As `reference.cross`."""
+    """As `reference.cross`; where left and right are one array, half of the products."""
     n, p = left.shape
     loops.check_shape("right", right, n, right.shape[1])
     loops.check_shape("weights", weights, n)
+    if left is right:
+        return _gram(left, weights)
     sums = np.zeros((_chunks(n, p), p, right.shape[1]))
     _cross(*loops.inputs(left.dtype, left, right, weights), sums)
     return sums.sum(axis=0)
@@ -57,6 +61,22 @@ def _cross(left, right, weights, sums):
                     weighted[i, c] = weights[start + i] * left[start + i, c]
             np.dot(weighted[:m].T, right[start : start + m], partial)
             _add(partial, sums[chunk])
+
+
+def _gram(rows: Array, weights: Array) -> Array:
+    """Numba has no product that is symmetric, so here Python's threads take the blocks."""
+    roots = None if (weights == 1).all() else np.sqrt(weights).astype(rows.dtype)[:, None]
+
+    def product(start: int) -> Array:
+        block = slice(start, start + 4 * ROWS)
+        some = rows[block] if roots is None else roots[block] * rows[block]
+        return some.T @ some
+
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    with ThreadPoolExecutor(get_num_threads()) as pool:
+        for partial in pool.map(product, range(0, len(rows), 4 * ROWS)):
+            gram += partial
+    return gram
 
 
 @one_blas_thread
