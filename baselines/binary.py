@@ -310,12 +310,13 @@ def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Fl
     shares = weights / weights.max()
     shares /= shares.sum()
     mean, mean_sign = weighted_mean(X, shares), 2 * weighted_mean(codes, shares) - 1
+    centre = mean.astype(X.dtype)  # rounded, but what it is times the centred signs is 0
     c, d = codes.shape[1], X.shape[1]
     gram, cross, sums = np.zeros((c, c)), np.zeros((c, d)), backend.get().cross
     for rows in blocks(len(X), max(c, d)):
-        signs, q = 2.0 * codes[rows] - 1 - mean_sign, shares[rows]
+        signs, q = 2.0 * codes[rows] - (1 + mean_sign), shares[rows]
         gram += sums(signs, signs, q)  # in float64: bits that repeat must cancel
-        cross += sums(signs.astype(X.dtype), (X[rows] - mean).astype(X.dtype), q.astype(X.dtype))
+        cross += sums(signs.astype(X.dtype), X[rows] - centre, q.astype(X.dtype))
     with one_blas_thread:
         decoder = linalg.pinvh(gram) @ cross
     return decoder, mean - mean_sign @ decoder

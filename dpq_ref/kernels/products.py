@@ -111,21 +111,21 @@ def _sign_products(rows, rotation, weights, fresh, below, sums, losses):
     for chunk in prange(len(sums)):
         rotated = np.empty((ROWS, rotation.shape[1]), rows.dtype)
         partial = np.empty(sums.shape[1:], rows.dtype)
+        turned = np.empty(ROWS, np.int32)
         first, last = _bounds(n, chunk, len(sums))
         for start in range(first, last, ROWS):
             m = min(ROWS, n - start)
             block, steps = rows[start : start + m], rotated[:m]
             np.dot(block, rotation, steps)
-            turned = 0
             for i in range(m):
-                loss, count = _to_steps(steps[i], weights[start + i], fresh, below[start + i])
+                loss, turned[i] = _to_steps(steps[i], weights[start + i], fresh, below[start + i])
                 losses[chunk] += weights[start + i] * np.float64(loss)
-                turned += count
-            if turned * FEW > steps.size:
+            if turned[:m].sum() * FEW > steps.size:
                 np.dot(steps.T, block, partial)
                 _add(partial, sums[chunk])
             else:
-                _add_few(steps, block, sums[chunk])
+                for i in np.flatnonzero(turned[:m]):
+                    _add_few(steps[i], block[i], sums[chunk])
 
 
 @loops.summed
@@ -145,13 +145,12 @@ def _to_steps(rotated, weight, fresh, below):
 
 
 @loops.fused
-def _add_few(steps, rows, sums):
-    for i in range(len(rows)):
-        for j in range(steps.shape[1]):
-            w = np.float64(steps[i, j])
-            if w != 0:
-                for c in range(rows.shape[1]):
-                    sums[j, c] += w * rows[i, c]
+def _add_few(steps, row, sums):
+    for j in range(len(steps)):
+        w = np.float64(steps[j])
+        if w != 0:
+            for c in range(len(row)):
+                sums[j, c] += w * row[c]
 
 
 @one_blas_thread
