@@ -706,6 +706,19 @@ def test_codes_of_matrix_products_are_those_of_differences(dtype, scale, offset,
         np.testing.assert_array_equal(codes, reference.nearest_code(query, keys))
 
 
+@pytest.mark.parametrize("n", [1, 15, 131, 300])
+@pytest.mark.parametrize("s", [1, 3, 4, 5, 8, 13])
+@each_dtype
+def test_tiles_of_every_width(n, s, dtype):
+    """Quads and what they leave over, of columns and of rows."""
+    d = Draw(dtype, n)
+    points, keys = d.real(n, 3, s), d.real(3, 9, s)
+    check(cpu, "point_tiles", (points,))
+    check(cpu, "kmeans_sums", (points, keys, d.counts()))
+    for book in (keys, keys[:1]):
+        check(cpu, "nearest_code", (points, book))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sides_of_planes_that_nearly_hold_the_rows(dtype):
     rng = np.random.default_rng(0)
