@@ -88,9 +88,9 @@ def _nearest_code(query, keys, book, reach, centre, codes):
 
 @loops.fused
 def _load(x, start, centre, tiles):
-    """A tile of rows about the centre, transposed, group by group; what is beyond the last row stays.
+    """Transpose a tile of rows about the centre, group by group; what is beyond the last row stays.
 
-    BAND rows at a time, each from its first column to its last: memory likes that.
+    BAND rows at a time, each from its first column to its last, as memory is read ahead.
     """
     n = min(WIDTH, len(x) - start)
     D, s = x.shape[1:]

@@ -115,9 +115,9 @@ def add_4(typing, to, start, source, at, weight):
 
 @_intrinsic
 def turn_4(typing, to, start, stride, source, at, step, centre, c):
-    """to[start + stride b + a] = source[at + step a + b] - centre[c + b], a and b below 4; nothing is checked.
+    """to[start + stride b + a] = source[at + step a + b] - centre[c + b] for a and b below 4.
 
-    All have one axis, are in C order and of one dtype.
+    Nothing is checked; all have one axis, are in C order and of one dtype.
     """
 
     def generate(context, builder, signature, arguments):

@@ -124,8 +124,8 @@ def _sign_products(rows, rotation, weights, fresh, below, sums, losses):
                 np.dot(steps.T, block, partial)
                 _add(partial, sums[chunk])
             else:
-                for i in np.flatnonzero(turned[:m]):
-                    _add_few(steps[i], block[i], sums[chunk])
+                for row in np.flatnonzero(turned[:m]):
+                    _add_few(steps[row], block[row], sums[chunk])
 
 
 @loops.summed
