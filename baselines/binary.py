@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
 from dpq_ref import backend, checks
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable, ScalarTable
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
@@ -305,19 +306,18 @@ def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Fl
     offset : (d,) float64
     """
     from scipy import linalg
-    from threadpoolctl import threadpool_limits
 
     shares = weights / weights.max()
     shares /= shares.sum()
     mean, mean_sign = weighted_mean(X, shares), 2 * weighted_mean(codes, shares) - 1
+    centre = mean.astype(X.dtype)  # rounded, but what it is times the centred signs is 0
     c, d = codes.shape[1], X.shape[1]
-    gram, cross = np.zeros((c, c)), np.zeros((c, d))
-    with threadpool_limits(1, "blas"):
-        for rows in blocks(len(X), max(c, d)):
-            signs = 2.0 * codes[rows] - 1 - mean_sign
-            weighted = signs.T * shares[rows]
-            gram += weighted @ signs
-            cross += weighted @ (X[rows] - mean)
+    gram, cross, sums = np.zeros((c, c)), np.zeros((c, d)), backend.get().cross
+    for rows in blocks(len(X), max(c, d)):
+        signs, q = 2.0 * codes[rows] - (1 + mean_sign), shares[rows]
+        gram += sums(signs, signs, q)  # in float64: bits that repeat must cancel
+        cross += sums(signs.astype(X.dtype), X[rows] - centre, q.astype(X.dtype))
+    with one_blas_thread:
         decoder = linalg.pinvh(gram) @ cross
     return decoder, mean - mean_sign @ decoder
 

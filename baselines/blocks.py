@@ -81,7 +81,7 @@ def fit_blocks(
     for p, rank in enumerate(ranks):
         q = weights[blocks == p]
         q = q if q.any() else np.ones(len(q))
-        bases.append(None if rank == d else right_vectors(X[blocks == p], q)[1][:rank])
+        bases.append(None if rank == d else right_vectors(X[blocks == p], q, rank)[1][:rank])
     return bases, ranks
 
 

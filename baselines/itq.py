@@ -111,7 +111,7 @@ class ITQ(BinaryCoder):
         rng = np.random.default_rng(self.random_state)
         self.mean_ = weighted_mean(X, weights).astype(X.dtype)
         centred = X - self.mean_
-        directions = right_vectors(centred, weights)[1][removed : removed + n_bits]
+        directions = right_vectors(centred, weights, removed + n_bits)[1][removed : removed + n_bits]
         self.components_ = np.zeros((n_bits, X.shape[1]), X.dtype)
         self.components_[: len(directions)] = directions
         with threadpool_limits(1, "blas"):
@@ -225,13 +225,13 @@ def itq_rotation(V: Array, weights: Float64, rotation: Float64, max_iter: int) -
         sum_i q_i |b_i - v_i R|^2 of each R and its B.
     """
     sign_products, largest = backend.get().sign_products, weights.max()
-    shares = (weights / largest).astype(V.dtype)
-    product = sign_products(V, rotation.astype(V.dtype), shares)[0]
+    shares, below = (weights / largest).astype(V.dtype), np.empty((len(V), rotation.shape[1]), np.bool_)
+    product = sign_products(V, rotation.astype(V.dtype), shares, below)[0]
     objective = []
     for _ in range(max_iter):
         rotation = procrustes(product)
         before = product
-        product, loss = sign_products(V, rotation.astype(V.dtype), shares)
+        product, loss = sign_products(V, rotation.astype(V.dtype), shares, below, before)
         objective.append(loss * largest)
         if np.array_equal(product, before):
             break

@@ -20,6 +20,7 @@ from dpq_ref.kernels.reference import CENTRE, WIDTH, Array, Integers, check_rang
 KEYS = 64  # keys of a matrix product: their scores for a tile stay in the cache
 NARROW = 16  # columns up to which BLAS does not think of sharing a product among threads
 UNROLL = 8  # keys that are compared at a time
+BAND = 16  # rows of a tile that are transposed at a time: a line of the cache
 CHUNKS = 16  # the most partial sums over points
 
 
@@ -69,38 +70,46 @@ def _nearest_code(query, keys, book, reach, centre, codes):
     b, D, s = query.shape
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
-        q = np.ones((s + 1, WIDTH), query.dtype)
+        tiles = np.empty((D, s + 1, WIDTH), query.dtype)
+        tiles[:, s] = 1
+        _load(query, start, centre, tiles)
         scores = np.empty((min(KEYS, book.shape[1]), WIDTH), query.dtype)
-        floats, integers = np.empty((3, WIDTH), query.dtype), np.empty((2, WIDTH), np.int32)
-        room, best, lowest, code, seen = floats[0], floats[1], floats[2], integers[0], integers[1]
+        floats, integers = np.empty((3, WIDTH), query.dtype), np.empty((D + 1, WIDTH), np.int32)
+        room, best, lowest, seen = floats[0], floats[1], floats[2], integers[D]
         for j in range(D):
             g = min(j, len(keys) - 1)
-            _load(query, start, j, centre[g], q)
-            _room(q, reach[g], room)
-            _rank(book[g], q, room, scores, best, code, lowest, seen)
-            _settle(query, start, j, keys, g, code)
-            for i in range(min(WIDTH, b - start)):
-                codes[start + i, j] = code[i]
+            _room(tiles[j], reach[g], room)
+            _rank(book[g], tiles[j], room, scores, best, integers[j], lowest, seen)
+            _settle(query, start, j, keys, g, integers[j])
+        for i in range(min(WIDTH, b - start)):
+            for j in range(D):
+                codes[start + i, j] = integers[j, i]
 
 
 @loops.fused
-def _load(x, start, j, centre, tile):
-    """Group j of a tile of rows about the centre, transposed; what is beyond the last row stays."""
+def _load(x, start, centre, tiles):
+    """Transpose a tile of rows about the centre, group by group; what is beyond the last row stays.
+
+    BAND rows at a time, each from its first column to its last, as memory is read ahead.
+    """
     n = min(WIDTH, len(x) - start)
-    s = x.shape[2]
-    i = 0
-    while i + 4 <= n:  # four neighbours are one store
-        for c in range(s):
-            m = centre[c]
-            tile[c, i] = x[start + i, j, c] - m
-            tile[c, i + 1] = x[start + i + 1, j, c] - m
-            tile[c, i + 2] = x[start + i + 2, j, c] - m
-            tile[c, i + 3] = x[start + i + 3, j, c] - m
-        i += 4
-    while i < n:
-        for c in range(s):
-            tile[c, i] = x[start + i, j, c] - centre[c]
-        i += 1
+    D, s = x.shape[1:]
+    shared = len(centre) == 1
+    rows, columns, middle = x.ravel(), tiles.ravel(), centre.ravel()
+    for band in range(0, n, BAND):
+        end = min(band + BAND, n)
+        quads = end - end % 4 if s >= 4 else band
+        for j in range(D):
+            m = 0 if shared else j * s
+            for more in range(0, s, 4):
+                c = min(more, s - 4)  # the last ones over some again
+                to = (j * (s + 1) + c) * WIDTH
+                at = (start * D + j) * s + c
+                for i in range(band, quads, 4):
+                    loops.turn_4(columns, to + i, WIDTH, rows, at + i * D * s, D * s, middle, m + c)
+            for i in range(quads, end):
+                for c in range(s):
+                    tiles[j, c, i] = x[start + i, j, c] - middle[m + c]
 
 
 @loops.fused
@@ -231,10 +240,9 @@ def point_tiles(points: Array) -> tuple[Array, Array]:
 def _point_tiles(points, centre, tiles):
     s = points.shape[2]
     for block in prange(len(tiles)):
-        for j in range(points.shape[1]):
-            tiles[block, j, :s] = 0
-            tiles[block, j, s] = 1
-            _load(points, block * WIDTH, j, centre[j], tiles[block, j])
+        tiles[block, :, :s] = 0
+        tiles[block, :, s] = 1
+        _load(points, block * WIDTH, centre, tiles[block])
 
 
 def kmeans_sums(
@@ -262,27 +270,34 @@ def _kmeans_sums(points, tiles, keys, book, reach, weights, codes, sums, counts)
     D, s = points.shape[1:]
     for chunk in prange(len(sums)):
         scores = np.empty((min(KEYS, book.shape[1]), WIDTH), points.dtype)
-        floats, integers = np.empty((3, WIDTH), points.dtype), np.empty((2, WIDTH), np.int32)
-        room, best, lowest, code, seen = floats[0], floats[1], floats[2], integers[0], integers[1]
+        floats, integers = np.empty((3, WIDTH), points.dtype), np.empty((D + 1, WIDTH), np.int32)
+        room, best, lowest, seen = floats[0], floats[1], floats[2], integers[D]
         for block in range(len(tiles) * chunk // len(sums), len(tiles) * (chunk + 1) // len(sums)):
             for j in range(D):
                 q = tiles[block, j]
                 _room(q, reach[j], room)
-                _rank(book[j], q, room, scores, best, code, lowest, seen)
-                _settle(points, block * WIDTH, j, keys, j, code)
-                _add(points, block * WIDTH, j, weights, code, codes, sums[chunk, j], counts[chunk, j])
+                _rank(book[j], q, room, scores, best, integers[j], lowest, seen)
+                _settle(points, block * WIDTH, j, keys, j, integers[j])
+            _add(points, block * WIDTH, weights, integers, codes, sums[chunk], counts[chunk])
 
 
 @loops.fused
-def _add(points, start, j, weights, code, codes, sums, counts):
-    """Rows of a tile to the sums of their codes."""
+def _add(points, start, weights, code, codes, sums, counts):
+    """Rows of a tile to the sums of their codes, row by row as they lie in memory."""
+    D, s = points.shape[1:]
+    K = counts.shape[1]
+    x, flat = points.ravel(), sums.ravel()
     for i in range(min(WIDTH, len(points) - start)):
-        k = np.uint32(code[i])  # unsigned: no test for indices from the end
         w = weights[start + i]
-        codes[start + i, j] = code[i]
-        counts[k] += w
-        for c in range(points.shape[2]):
-            sums[k, c] += w * points[start + i, j, c]
+        for j in range(D):
+            k = code[j, i]
+            codes[start + i, j] = k
+            counts[j, np.uint32(k)] += w  # unsigned: no test for indices from the end
+            at, to = ((start + i) * D + j) * s, (j * K + k) * s
+            for c in range(0, s - 3, 4):
+                loops.add_4(flat, to + c, x, at + c, w)
+            for c in range(s - s % 4, s):
+                flat[to + c] += w * x[at + c]
 
 
 def plus_plus(points: Array, weights: Array, uniforms: Array) -> Integers:

@@ -154,6 +154,68 @@ def fence(typing):
     return types.void(), generate
 
 
+@_intrinsic
+def add_4(typing, to, start, source, at, weight):
+    """to[start : start + 4] += weight source[at : at + 4] in the dtype of `to`, float64; nothing is checked.
+
+    Both have one axis and are in C order.
+    """
+
+    def generate(context, builder, signature, arguments):
+        four = ir.VectorType(ir.DoubleType(), 4)
+        target, origin = (_pointer(context, builder, signature, arguments, i) for i in (0, 2))
+        target = builder.bitcast(target, four.as_pointer())
+        entry = context.get_value_type(source.dtype)
+        size = context.get_abi_sizeof(entry)
+        x = builder.load(builder.bitcast(origin, ir.VectorType(entry, 4).as_pointer()), align=size)
+        x = builder.fpext(x, four) if source.dtype != float64 else x
+        w = builder.insert_element(ir.Constant(four, ir.Undefined), arguments[4], ir.IntType(32)(0))
+        w = builder.shuffle_vector(w, w, ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4))
+        product = builder.fmul(w, x, flags=["contract"])
+        total = builder.fadd(builder.load(target, align=8), product, flags=["contract"])
+        builder.store(total, target, align=8)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, source, types.intp, float64), generate
+
+
+@_intrinsic
+def turn_4(typing, to, start, stride, source, at, step, centre, c):
+    """to[start + stride b + a] = source[at + step a + b] - centre[c + b] for a and b below 4.
+
+    Nothing is checked; all have one axis, are in C order and of one dtype.
+    """
+
+    def generate(context, builder, signature, arguments):
+        entry = context.get_value_type(to.dtype)
+        vector, align = ir.VectorType(entry, 4).as_pointer(), context.get_abi_sizeof(entry)
+
+        def addresses(first, between):
+            pointer = _pointer(context, builder, signature, arguments, first)
+            for _ in range(4):
+                yield builder.bitcast(pointer, vector)
+                pointer = cgutils.gep_inbounds(builder, pointer, between)
+
+        def mixed(one, two, *places):
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), 4), list(places))
+            return builder.shuffle_vector(one, two, mask)
+
+        middle = builder.bitcast(_pointer(context, builder, signature, arguments, 6), vector)
+        middle = builder.load(middle, align=align)
+        rows = [builder.load(pointer, align=align) for pointer in addresses(3, arguments[5])]
+        one, two, three, four = (builder.fsub(row, middle) for row in rows)
+        columns = []
+        for places in (0, 4, 1, 5), (2, 6, 3, 7):
+            upper, lower = mixed(one, two, *places), mixed(three, four, *places)
+            columns += [mixed(upper, lower, 0, 1, 4, 5), mixed(upper, lower, 2, 3, 6, 7)]
+        for column, pointer in zip(columns, addresses(0, arguments[2]), strict=True):
+            builder.store(column, pointer, align=align)
+        return context.get_dummy_value()
+
+    integers = types.intp, types.intp
+    return types.void(to, *integers, source, *integers, centre, types.intp), generate
+
+
 def _pointer(context, builder, signature, arguments, i):
     """Address of an entry: arguments i and i + 1 are an array of one axis and an index."""
     array = context.make_array(signature.args[i])(context, builder, arguments[i])

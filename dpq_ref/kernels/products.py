@@ -4,8 +4,10 @@ BLAS itself uses one thread. Sums over rows are taken in float64 from block to b
 partial sums whose number does not depend on that of the threads.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from dpq_ref.backend import one_blas_thread
@@ -14,6 +16,7 @@ from dpq_ref.kernels.reference import Array
 
 ROWS = 512  # of a block
 CHUNKS = 8  # the most partial sums
+FEW = 16  # at most the FEWth part of signs is few
 
 
 @one_blas_thread
@@ -34,10 +37,12 @@ def _multiply(rows, matrix, out):
 
 @one_blas_thread
 def cross(left: Array, right: Array, weights: Array) -> Array:
-    """As `reference.cross`."""
+    """As `reference.cross`; where left and right are one array, half of the products."""
     n, p = left.shape
     loops.check_shape("right", right, n, right.shape[1])
     loops.check_shape("weights", weights, n)
+    if left is right:
+        return _gram(left, weights)
     sums = np.zeros((_chunks(n, p), p, right.shape[1]))
     _cross(*loops.inputs(left.dtype, left, right, weights), sums)
     return sums.sum(axis=0)
@@ -59,48 +64,93 @@ def _cross(left, right, weights, sums):
             _add(partial, sums[chunk])
 
 
+def _gram(rows: Array, weights: Array) -> Array:
+    """Numba has no product that is symmetric, so here Python's threads take the blocks."""
+    roots = None if (weights == 1).all() else np.sqrt(weights).astype(rows.dtype)[:, None]
+
+    def product(start: int) -> Array:
+        block = slice(start, start + 4 * ROWS)
+        some = rows[block] if roots is None else roots[block] * rows[block]
+        return some.T @ some
+
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    with ThreadPoolExecutor(get_num_threads()) as pool:
+        for partial in pool.map(product, range(0, len(rows), 4 * ROWS)):
+            gram += partial
+    return gram
+
+
 @one_blas_thread
-def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
-    """As `reference.sign_products`; signs stay in the cache."""
-    n, c = rows.shape
-    loops.check_shape("rotation", rotation, c, rotation.shape[1])
+def sign_products(
+    rows: Array,
+    rotation: Array,
+    weights: Array,
+    below: NDArray[np.bool_] | None = None,
+    product: Array | None = None,
+) -> tuple[Array, np.float64]:
+    """As `reference.sign_products`; signs stay in the cache, and few that change need no matrix product."""
+    n, p = rows.shape
+    q = rotation.shape[1]
+    loops.check_shape("rotation", rotation, p, q)
     loops.check_shape("weights", weights, n)
-    sums = np.zeros((_chunks(n, c), *rotation.shape))
+    if below is None:
+        below, product = np.empty((n, q), np.bool_), None
+    loops.check_shape("below", below, n, q)
+    sums = np.zeros((_chunks(n, p), q, p))
     losses = np.zeros(len(sums))
-    _sign_products(*loops.inputs(rows.dtype, rows, rotation, weights), sums, losses)
-    return sums.sum(axis=0), losses.sum()
+    arrays = loops.inputs(rows.dtype, rows, rotation, weights)
+    _sign_products(*arrays, product is None, below, sums, losses)
+    change = sums.sum(axis=0).T
+    return change if product is None else product + change, losses.sum()
 
 
 @loops.parallel
-def _sign_products(rows, rotation, weights, sums, losses):
-    n, c = rows.shape
+def _sign_products(rows, rotation, weights, fresh, below, sums, losses):
+    """Of new signs, or of new ones less those of before, transposed."""
+    n = len(rows)
     for chunk in prange(len(sums)):
         rotated = np.empty((ROWS, rotation.shape[1]), rows.dtype)
         partial = np.empty(sums.shape[1:], rows.dtype)
+        turned = np.empty(ROWS, np.int32)
         first, last = _bounds(n, chunk, len(sums))
         for start in range(first, last, ROWS):
             m = min(ROWS, n - start)
-            block = rows[start : start + m]
-            np.dot(block, rotation, rotated[:m])
-            losses[chunk] += _to_signs(rotated[:m], weights[start : start + m])
-            np.dot(block.T, rotated[:m], partial)
-            _add(partial, sums[chunk])
+            block, steps = rows[start : start + m], rotated[:m]
+            np.dot(block, rotation, steps)
+            for i in range(m):
+                loss, turned[i] = _to_steps(steps[i], weights[start + i], fresh, below[start + i])
+                losses[chunk] += weights[start + i] * np.float64(loss)
+            if turned[:m].sum() * FEW > steps.size:
+                np.dot(steps.T, block, partial)
+                _add(partial, sums[chunk])
+            else:
+                for row in np.flatnonzero(turned[:m]):
+                    _add_few(steps[row], block[row], sums[chunk])
 
 
 @loops.summed
-def _to_signs(rotated, weights):
-    """Weighted signs in place of rows; the weighted squares of what they lack."""
-    loss = 0.0
-    for i in range(len(rotated)):
-        w = weights[i]
-        total = rotated.dtype.type(0)
-        for j in range(rotated.shape[1]):
-            x = rotated[i, j]
-            rest = abs(x) - rotated.dtype.type(1)
-            total += rest * rest
-            rotated[i, j] = -w if x < 0 else w
-        loss += w * np.float64(total)
-    return loss
+def _to_steps(rotated, weight, fresh, below):
+    """Weighted signs, less those of before, in place of a row; the squares of what it lacks, and how many."""
+    loss, turned = rotated.dtype.type(0), np.int32(0)
+    before = weight if not fresh else rotated.dtype.type(0)
+    for j in range(len(rotated)):
+        x = rotated[j]
+        rest = abs(x) - rotated.dtype.type(1)
+        loss += rest * rest
+        step = (-weight if x < 0 else weight) - (-before if below[j] else before)
+        turned += np.int32(step != 0)
+        below[j] = x < 0
+        rotated[j] = step
+    return loss, turned
+
+
+@loops.fused
+def _add_few(steps, row, sums):
+    for j in range(len(steps)):
+        w = np.float64(steps[j])
+        if w != 0:
+            for c in range(len(row)):
+                sums[j, c] += w * row[c]
 
 
 @one_blas_thread

@@ -583,7 +583,13 @@ def cross(left: Array, right: Array, weights: Array) -> Array:
     return (weights[:, None] * left).T.astype(np.float64) @ right
 
 
-def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, np.float64]:
+def sign_products(
+    rows: Array,
+    rotation: Array,
+    weights: Array,
+    below: NDArray[np.bool_] | None = None,
+    product: Array | None = None,
+) -> tuple[Array, np.float64]:
     """Rows times the signs of what a rotation makes of them: a step of iterative quantization.
 
     Parameters
@@ -591,6 +597,10 @@ def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, 
     rows : (n, p)
     rotation : (p, q)
     weights : (n,)
+    below : (n, q) bool, optional
+        Is made to tell where rows @ rotation < 0.
+    product : (p, q) float64, optional
+        That of the signs that `below` comes with: few change from step to step. Not needed here.
 
     Returns
     -------
@@ -601,6 +611,8 @@ def sign_products(rows: Array, rotation: Array, weights: Array) -> tuple[Array, 
     """
     rotated = rows @ rotation
     signs = np.where(rotated < 0, -1, 1).astype(rows.dtype)
+    if below is not None:
+        below[:] = rotated < 0
     rest = np.square(signs - rotated).sum(axis=1, dtype=np.float64)
     return cross(rows, signs, weights), np.dot(weights.astype(np.float64), rest)
 

@@ -139,6 +139,18 @@ def test_both_roads_to_the_right_vectors_agree():
     np.testing.assert_allclose(by_gram[1][:10], by_svd[1][:10, :60], atol=1e-7)
 
 
+@pytest.mark.parametrize("first", [1, 30, 1e4])
+def test_float32_tables_lose_less_than_a_millionth(first):
+    """Also where one direction is so strong that float32 would not see the others."""
+    X = table(4000, 40, dtype=np.float32)
+    X[:, 0] += np.float32(first)
+    values = np.linalg.svd(X.astype(float), compute_uv=False)
+    for rank in (1, 5, 39):
+        V = LowRank(rank).fit(X).components_.astype(float)
+        error = np.square(X - X @ np.linalg.pinv(V) @ V).sum()
+        assert error <= (1 + 1e-6) * np.square(values[rank:]).sum() + 1e-13 * np.square(values).sum()
+
+
 def test_zeros():
     np.testing.assert_array_equal(LowRank(2).fit(np.zeros((5, 3))).compress().reconstruct(), np.zeros((5, 3)))
 

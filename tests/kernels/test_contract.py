@@ -605,6 +605,7 @@ def test_shapes_are_checked(module):
         lambda: module.cross(r[0], r[0], r[0, :4, 0]),
         lambda: module.sign_products(r[0], r[0], r[0, :, 0]),
         lambda: module.sign_products(r[0], r[0].T, r[0, :4, 0]),
+        lambda: module.sign_products(r[0], r[0].T, r[0, :, 0], np.zeros((2, 2), bool)),
         lambda: module.sides(r[0], r[0]),
         *(partial(module.lstm, *arrays) for arrays in wrong_one_by_one(CONTRACT["lstm"].arguments(d))),
         *(
@@ -739,6 +740,19 @@ def test_codes_of_matrix_products_are_those_of_differences(dtype, scale, offset,
         np.testing.assert_array_equal(codes, reference.nearest_code(query, keys))
 
 
+@pytest.mark.parametrize("n", [1, 15, 131, 300])
+@pytest.mark.parametrize("s", [1, 3, 4, 5, 8, 13])
+@each_dtype
+def test_tiles_of_every_width(n, s, dtype):
+    """Quads and what they leave over, of columns and of rows."""
+    d = Draw(dtype, n)
+    points, keys = d.real(n, 3, s), d.real(3, 9, s)
+    check(cpu, "point_tiles", (points,))
+    check(cpu, "kmeans_sums", (points, keys, d.counts()))
+    for book in (keys, keys[:1]):
+        check(cpu, "nearest_code", (points, book))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sides_of_planes_that_nearly_hold_the_rows(dtype):
     rng = np.random.default_rng(0)
@@ -747,6 +761,40 @@ def test_sides_of_planes_that_nearly_hold_the_rows(dtype):
     basis = np.linalg.svd(planes.T.astype(float))[2][5:]  # of what all planes hold
     check(cpu, "sides", ((rows @ basis.T @ basis).astype(dtype), planes))
     check(cpu, "sides", (np.zeros((3, 9), dtype), planes))
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@pytest.mark.parametrize("n", [0, 1, 700, 5000])
+@each_dtype
+def test_signs_that_change_and_those_that_do_not(module, n, dtype):
+    """From the product of other signs, be they none, few or most; rows without weight, and ties at 0."""
+    d = Draw(dtype, n)
+    rows, weights = d.real(n, 6), d.counts()
+    rows[::5] = 0
+    rotation = d.real(6, 7)
+    below = np.empty((n, 7), bool)
+    product, _ = module.sign_products(rows, rotation, weights, below)
+    for step in (0, 1e-3, 1e-2, 2):
+        rotation = (rotation + step * d.real(6, 7)).astype(dtype)
+        product, loss = module.sign_products(rows, rotation, weights, below, product)
+        expected = np.empty((n, 7), bool)
+        true = reference.sign_products(rows, rotation, weights, expected)
+        assert_equal(CLOSE, (product, loss), true, real=np.dtype(dtype))
+        np.testing.assert_array_equal(below, expected)
+    again, _ = module.sign_products(rows, rotation, weights, below, product)
+    np.testing.assert_array_equal(again, product)
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@each_dtype
+def test_cross_of_rows_with_themselves(module, dtype):
+    for n in (0, 1, 3000):
+        d = Draw(dtype, n)
+        rows = d.real(n, 7)
+        for weights in (np.ones(n, dtype), d.counts()):
+            gram = module.cross(rows, rows, weights)
+            assert_equal(CLOSE, gram, reference.cross(rows, rows.copy(), weights), real=np.dtype(dtype))
+            np.testing.assert_allclose(gram, gram.T, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("module", [reference, cpu])
