@@ -27,7 +27,7 @@ def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinc
     s, rows = dim // n_groups, len(np.unique(ids))
     products = 4 if method == "sx" else 1
     return Work(
-        f"{tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
+        f"{method.upper()}, {tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
         ours,
         operations=2.0 * products * rows * n_groups * n_codes * s,
         traffic=8.0 * (rows + tokens) * dim,  # queries and output of the forward, their gradients
@@ -89,6 +89,7 @@ def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -
     """Peers: the released formulation in torch, eager and compiled."""
     import torch
 
+    torch.compiler.reset()  # after some sizes more it would compile no longer
     D, K = layer.n_groups, layer.n_codes
     table = {name: torch.tensor(array, requires_grad=True) for name, array in layer.params.items()}
     norm = torch.nn.BatchNorm1d(K, eps=EPSILON, momentum=0.01, affine=False)
