@@ -1,8 +1,12 @@
-"""LSTM on the CPU: the cell, and all steps of a layer in one loop with the products of BLAS."""
+"""LSTM on the CPU: the cell, and all steps of a layer in one loop with the products of BLAS.
+
+BLAS uses one thread: the product of a step is small, and to wait for another thread takes longer.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_ref.backend import one_blas_thread
 from dpq_ref.kernels import loops
 from dpq_ref.kernels.reference import Array
 
@@ -91,10 +95,11 @@ def _step_backward(d_hidden, d_cell, activations, cell, new, d_gates, d_before):
             d_before[n, k] = e * f
 
 
+@one_blas_thread
 def lstm(
     gates: Array, hidden_weight: Array, hidden: Array, cell: Array, alive: NDArray[np.bool_]
 ) -> tuple[Array, Array, Array]:
-    """As `reference.lstm`; on one thread but for the products, which are BLAS's."""
+    """As `reference.lstm`."""
     t, b, _ = gates.shape
     h = len(hidden_weight)
     for name, array, shape in (
@@ -131,6 +136,7 @@ def _lstm(gates, hidden_weight, alive, activations, hiddens, cells):
                 cells[i + 1, n] = cells[i, n]
 
 
+@one_blas_thread
 def lstm_backward(
     d_hiddens: Array,
     d_hidden: Array,

@@ -212,11 +212,18 @@ def _keep(rows, first, n, best, code, i):
 @loops.fused
 def _load(x, start, n, j, tile):
     """Group j of n rows, transposed; the rest of the tile is 0."""
-    rows = x[start : start + n, j]
-    for c in range(rows.shape[1]):
-        for i in range(n):
-            tile[c, i] = rows[i, c]
-        for i in range(n, tile.shape[1]):
+    _, D, s = x.shape
+    w = tile.shape[1]
+    rows, columns, zeros = x.ravel(), tile.ravel(), np.zeros(4, tile.dtype)
+    quads = n - n % 4 if s >= 4 else 0
+    for i in range(0, quads, 4):
+        for c in range(0, s, 4):
+            c = min(c, s - 4)  # the last ones over some again
+            loops.turn_4(columns, c * w + i, w, rows, ((start + i) * D + j) * s + c, D * s, zeros, 0)
+    for c in range(s):
+        for i in range(quads, n):
+            tile[c, i] = x[start + i, j, c]
+        for i in range(n, w):
             tile[c, i] = 0
 
 
@@ -299,10 +306,17 @@ def _sx_backward(
 @loops.fused
 def _store(tile, x, start, n, j):
     """Transposed back, the first n columns of a tile to group j."""
-    rows = x[start : start + n, j]
-    for i in range(n):
-        for c in range(rows.shape[1]):
-            rows[i, c] = tile[c, i]
+    _, D, s = x.shape
+    w = tile.shape[1]
+    rows, columns, zeros = x.ravel(), tile.ravel(), np.zeros(4, tile.dtype)
+    quads = n - n % 4 if s >= 4 else 0
+    for i in range(0, quads, 4):
+        for c in range(0, s, 4):
+            c = min(c, s - 4)
+            loops.turn_4(rows, ((start + i) * D + j) * s + c, D * s, columns, c * w + i, w, zeros, 0)
+    for i in range(quads, n):
+        for c in range(s):
+            x[start + i, j, c] = tile[c, i]
 
 
 @loops.fused
@@ -397,12 +411,16 @@ def _subtract(query, through, counts, d_query):
     for block in prange(-(-b // WIDTH)):
         start = block * WIDTH
         n = min(WIDTH, b - start)
-        q = np.ones((s + 1, _width(n)), query.dtype)
-        d_q = np.empty((s, _width(n)), query.dtype)
+        w = _width(n)
+        q = np.ones((s + 1, w), query.dtype)
+        d_q, moved = np.empty((s, w), query.dtype), np.empty((s, w), query.dtype)
+        weights = np.zeros(w, query.dtype)
+        weights[:n] = counts[start : start + n]
         for j in range(D):
             _load(query, start, n, j, q)
-            np.dot(through[min(j, len(through) - 1)], q, d_q)
-            rows, weights = d_query[start : start + n, j], counts[start : start + n]
-            for i in range(n):
-                for c in range(s):
-                    rows[i, c] -= weights[i] * d_q[c, i]
+            _load(d_query, start, n, j, d_q)
+            np.dot(through[min(j, len(through) - 1)], q, moved)
+            for c in range(s):
+                for i in range(w):
+                    d_q[c, i] -= weights[i] * moved[c, i]
+            _store(d_q, d_query, start, n, j)
