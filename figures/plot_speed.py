@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from figures.style import RC, save_figure
 
@@ -40,19 +41,25 @@ def draw(table: Path, output: Path) -> list[Path]:
     with pyplot.rc_context(RC):
         written += _strips(
             rows, "ratio", "goal", lambda r: f"{r['name'].replace('_', ' ')}, {r['peer']}",
-            "time of the peer over ours, higher is better", output / "ratios",
+            "time of the peer over ours, higher is better", output / "ratios", np.less,
         )  # fmt: skip
         written += _strips(
             rows, "over_floor", "floor_goal", lambda r: r["name"].replace("_", " "),
-            "our time over the floor, lower is better", output / "floors",
+            "our time over the floor, lower is better", output / "floors", np.greater,
         )  # fmt: skip
     return written
 
 
 def _strips(
-    rows: list[Row], value: str, goal: str, line_of: Callable[[Row], str], label: str, stem: Path
+    rows: list[Row],
+    value: str,
+    goal: str,
+    line_of: Callable[[Row], str],
+    label: str,
+    stem: Path,
+    misses: Callable[[float, float], bool],
 ) -> list[Path]:
-    """One line a kind of work, a point a size; a bar where the goal is."""
+    """One line a kind of work, a point a size, hollow where it misses its goal; a bar at each goal."""
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -68,19 +75,22 @@ def _strips(
             shown.append({column: row[column] for column in columns})
     if not lines:
         return []
-    figure, axes = pyplot.subplots(figsize=(6.4, 0.7 + 0.24 * len(lines)))
+    figure, axes = pyplot.subplots(figsize=(6.4, 0.9 + 0.24 * len(lines)), layout="constrained")
     threads = sorted({point[2] for points in lines.values() for point in points})
     for y, points in enumerate(lines.values()):
         for i, count in enumerate(threads):
             height = y + 0.18 * (i - (len(threads) - 1) / 2)
-            x = [v for v, _, t in points if t == count]
             name = LABELS.get(count, f"{count} threads") if y == 0 else None
-            axes.plot(
-                x, [height] * len(x), "o", ms=4, alpha=0.75, mew=0, color=COLOURS.get(count), label=name
-            )
+            for fill, is_short in ((COLOURS.get(count), False), ("white", True)):
+                x = [v for v, g, t in points if t == count and (g is not None and misses(v, g)) == is_short]
+                axes.plot(
+                    x, [height] * len(x), "o", ms=4, mew=0.8, color=COLOURS.get(count), mfc=fill,
+                    label=None if is_short else name,
+                )  # fmt: skip
         for target in {g for _, g, _ in points if g is not None}:
             axes.plot([target, target], [y - 0.38, y + 0.38], color="black", lw=1)
-    axes.plot([], [], color="black", lw=1, label="goal")
+    axes.plot([], [], color="black", lw=1, label="goals, by size")
+    axes.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc="white", label="short of its goal")
     axes.axvline(1, color="black", ls="--", lw=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

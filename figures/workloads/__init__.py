@@ -1,6 +1,6 @@
 """What `figures.speed` measures: each function makes a `Work` of some size, ours and that of peers."""
 
-from figures.workloads.dpq import dpq, moving_averages
+from figures.workloads.dpq import dpq_sx, dpq_vq, moving_averages
 from figures.workloads.kernels import kernel
 from figures.workloads.linear import itq, low_rank
 from figures.workloads.lookup import lookup
@@ -11,7 +11,8 @@ from figures.workloads.training import classifier, language_model
 
 __all__ = [
     "classifier",
-    "dpq",
+    "dpq_sx",
+    "dpq_vq",
     "hamming",
     "int8",
     "itq",

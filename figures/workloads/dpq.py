@@ -1,5 +1,6 @@
 """A DPQ layer's forward and backward, beside the released formulation in torch and a library."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,15 @@ def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinc
     s, rows = dim // n_groups, len(np.unique(ids))
     products = 4 if method == "sx" else 1
     return Work(
-        f"{method.upper()}, {tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
+        f"{tokens:,} tokens, dim {dim}, D {n_groups}, K {n_codes}{', distinct' if distinct else ''}",
         ours,
         operations=2.0 * products * rows * n_groups * n_codes * s,
         traffic=8.0 * (rows + tokens) * dim,  # queries and output of the forward, their gradients
         **_torch_dpq(layer, ids, g, ours),
     )
+
+
+dpq_sx, dpq_vq = partial(dpq, "sx"), partial(dpq, "vq")
 
 
 def moving_averages(tokens: int, dim: int, n_groups: int, n_codes: int, decay: float = 0.8) -> Work:
