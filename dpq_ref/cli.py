@@ -226,18 +226,19 @@ def neighbours(
 @main.command()
 @click.option(
     "--method",
-    type=click.Choice(["sx", "vq"]),
+    type=click.Choice(["sx", "vq", "kmeans", "opq", "itq", "group-reduce"]),
     default="sx",
     show_default=True,
-    help="DPQ-SX or DPQ-VQ: a batch, forward and backward.",
+    help="DPQ on a batch, forward and backward, or one iteration of a classical method on a table.",
 )
 @click.option(
     "--tokens",
-    help="Words of the built-in corpus, or ids as numbers. Default: 'the value of the code'.",
+    help="sx, vq: words of the built-in corpus, or ids as numbers. Default: 'the value of the code'.",
 )
-@click.option("--dim", type=click.IntRange(1), help="Width of the table. Default: 6.")
-@click.option("--n-groups", type=click.IntRange(1), help="Digits of a code, D. Default: 2.")
-@click.option("--n-codes", type=click.IntRange(2), help="Values of a digit, K. Default: 4.")
+@click.option("--rows", type=click.IntRange(1), help="Rows of the table of a classical method.")
+@click.option("--dim", type=click.IntRange(1), help="Width of the table.")
+@click.option("--n-groups", type=click.IntRange(1), help="sx, vq, kmeans, opq: digits of a code, D.")
+@click.option("--n-codes", type=click.IntRange(2), help="sx, vq, kmeans, opq: values of a digit, K.")
 @click.option("--shared", is_flag=True, default=None, help="sx, vq: one codebook for all groups.")
 @click.option("--additive", is_flag=True, default=None, help="sx, vq: values as wide as the output.")
 @click.option("--query-width", type=click.IntRange(1), help="sx: width of a query.")
@@ -247,6 +248,9 @@ def neighbours(
 @click.option(
     "--no-batch-norm", "batch_norm", flag_value=False, type=bool, default=None, help="sx, vq: of responses."
 )
+@click.option("--n-bits", type=click.IntRange(1), help="itq: bits of a row.")
+@click.option("--n-blocks", type=click.IntRange(1), help="group-reduce: blocks of words.")
+@click.option("--ratio", type=float, help="group-reduce: how many times smaller.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--show-rows", "rows_shown", type=click.IntRange(1), default=6, show_default=True, help="Tokens or rows."
@@ -275,7 +279,11 @@ def trace(
     """Follow one step of an algorithm: each array, the formula that made it, and a check beside it.
 
     For DPQ a batch of words goes through a layer drawn at random: forward, the loss, then backward, each
-    gradient beside finite differences, with what the straight-through step connects and cuts.
+    gradient beside finite differences, with what the straight-through step connects and cuts. For the
+    classical methods one iteration on a generated table, with the error that no part of it may raise, before
+    and after each, and whether what is best is best.
+
+    Shown is the beginning of each array; --npz has all of it.
     """
     from rich.console import Console
 

@@ -8,12 +8,17 @@ from itertools import product
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy import linalg
 
+from baselines import ITQ, GroupReduce, blocks, low_rank
+from baselines.itq import itq_rotation, procrustes
+from baselines.product import principal_groups
 from dpq_ref import DPQEmbedding, quantize, trace
 from dpq_ref.cli import main
 from dpq_ref.gradcheck import check_embedding, surrogates
 from dpq_ref.kernels import reference
-from dpq_ref.trace import dpq, render, steps
+from dpq_ref.kmeans import KMeans
+from dpq_ref.trace import grid, softmax, steps
 from dpq_ref.trace.examples import OPTIONS, example
 
 IDS = np.array([4, 4, 1, 7, 0, 4, 9, 11])
@@ -189,7 +194,7 @@ def test_what_is_connected_and_cut_is_said(method):
     found, g = traced(make(method, batch_norm=False))
     said = next(step for step in found if step.connects)
     assert said.name == {"sx": "soft", "vq": "d_query"}[method]
-    assert "→ query" in said.connects and "output → codes → responses" in said.cuts
+    assert "→ query" in said.connects and "output → codes → responses;" in said.cuts + ";"
     assert "normalised" not in said.connects + said.cuts
     if method == "vq":
         assert "codebook_loss → query" in said.cuts
@@ -248,6 +253,214 @@ def test_bad_arguments():
         trace.sx(layer, IDS, np.where(np.arange(96).reshape(8, 12) == 3, np.nan, g))
     with pytest.raises(ValueError, match="words has 2"):
         trace.sx(layer, IDS, g, words=["a", "b"])
+
+
+def test_a_trace_keeps_its_arrays():
+    layer, ids, weights = make(), IDS.copy(), np.arange(1.0, 9)
+    found = trace.sx(layer, ids, np.ones((8, 12)))
+    table = trace.kmeans(np.eye(8)[:, :4], weights, n_groups=2, n_codes=3)
+    before = [step.array.copy() for step in (*found, *table)]
+    for array in (*layer.params.values(), ids, weights):
+        array += 1
+    for step, array in zip((*found, *table), before, strict=True):
+        np.testing.assert_array_equal(step.array, array, err_msg=step.name)
+
+
+# --- The classical methods ----------------------------------------------------------------------------------
+
+
+def data(n=40, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d)) @ rng.standard_normal((d, d))
+    return X, np.ceil(500 / np.arange(1, n + 1))
+
+
+CLASSICAL = {
+    "kmeans": lambda X, q, **o: trace.kmeans(X, q, **({"n_groups": 2, "n_codes": 5} | o)),
+    "opq": lambda X, q, **o: trace.opq(X, q, **({"n_groups": 2, "n_codes": 5} | o)),
+    "itq": lambda X, q, **o: trace.itq(X, q, **({"n_bits": 4} | o)),
+    "group_reduce": lambda X, q, **o: trace.group_reduce(X, q, **({"n_blocks": 3, "ratio": 2} | o)),
+}
+
+
+def falling(found):
+    """All checks hold, and no error is above the one before."""
+    checked = holds(found)
+    errors = [s.array.item() for s in found if s.name.startswith("error_") and not s.name[6:].isdecimal()]
+    of = arrays_of(found)
+    if "error_moved" in of:
+        errors = [of["error"].item(), of["error_next"].item()]
+    scale = sum(float((s.array**2).sum()) for s in found if s.name in ("table", "signs"))
+    assert all(b <= a + 1e-9 * scale for a, b in zip(errors, errors[1:], strict=False)), errors
+    return checked
+
+
+def test_one_iteration_of_kmeans_is_that_of_the_package():
+    X, q = data()
+    found = trace.kmeans(X, q, n_groups=2, n_codes=5, seed=3)
+    of = arrays_of(found)
+    points = X.reshape(40, 2, 4)
+    fitted = KMeans(5, max_iter=1, kernels=reference, rng=np.random.default_rng(0))
+    fitted.fit(points, q, of["codebook"])
+    np.testing.assert_allclose(of["codebook_update"], fitted.centroids, rtol=1e-12)
+    np.testing.assert_array_equal(of["codes_next"], fitted.codes)
+    assert of["error_next"] == pytest.approx(fitted.objective[0].sum(), rel=1e-12)
+    for i in range(40):
+        for j in range(2):
+            distances = ((points[i, j] - of["codebook"][j]) ** 2).sum(axis=1)
+            np.testing.assert_allclose(of["distances"][i, j], distances)
+            assert of["codes"][i, j] == distances.argmin()
+    assert of["error_assign"] == pytest.approx(q @ of["distances"].min(axis=2).sum(axis=1))
+    assert of["error_assign"] > of["error_update"] > of["error_next"]
+    assert abs(of["d_codebook"]).max() > 1 and abs(of["d_codebook_update"]).max() < 1e-10
+    assert falling(found) == [
+        "codes",
+        "d_codebook",
+        "d_codebook_update",
+        "error_update",
+        "error_next",
+    ]
+
+
+def test_one_iteration_of_opq():
+    X, q = data()
+    found = trace.opq(X, q, n_groups=2, n_codes=5, seed=3)
+    of = arrays_of(found)
+    np.testing.assert_array_equal(of["rotation"], principal_groups(X, q, np.array([4, 4])))
+    np.testing.assert_allclose(of["rotated"], X @ of["rotation"])
+    Y = np.concatenate([of["codebook_update"][j, of["codes"][:, j]] for j in range(2)], axis=1)
+    np.testing.assert_array_equal(of["quantized"], Y)
+    np.testing.assert_allclose(of["product"], X.T @ np.diag(q) @ Y)
+    np.testing.assert_allclose(of["rotation_update"], procrustes(of["product"]))
+    np.testing.assert_allclose(of["left"] @ np.diag(of["singular"]) @ of["right"], of["product"], atol=1e-9)
+    errors = [q @ ((X @ of[R] - Y) ** 2).sum(axis=1) for R in ("rotation", "rotation_update")]
+    np.testing.assert_allclose([of["error_update"], of["error_rotation"]], errors)
+    rotated = (X @ of["rotation_update"]).reshape(40, 2, 4)
+    np.testing.assert_array_equal(of["codes_next"], reference.nearest_code(rotated, of["codebook_update"]))
+    assert of["error_assign"] > of["error_update"] > of["error_rotation"] > of["error_next"]
+    assert "rotation_update" in falling(found)
+
+
+def test_one_iteration_of_itq_is_that_of_the_baseline():
+    X, q = data()
+    found = trace.itq(X, q, n_bits=4, seed=3)
+    of = arrays_of(found)
+    fitted = ITQ(4, random_state=0).fit(X, sample_weight=q)
+    np.testing.assert_allclose(of["mean"], fitted.mean_, atol=1e-12)
+    np.testing.assert_allclose(of["components"], fitted.components_, atol=1e-9)
+    R, objective = itq_rotation(of["projected"], q, of["rotation"], 1)
+    np.testing.assert_allclose(of["rotation_update"], R, atol=1e-10)
+    assert of["error_next"] == pytest.approx(objective[0])
+    np.testing.assert_array_equal(of["signs"], np.where(of["projected"] @ of["rotation"] < 0, -1, 1))
+    assert of["error_signs"] == pytest.approx(q @ ((of["signs"] - of["rotated"]) ** 2).sum(axis=1))
+    assert of["error_signs"] > of["error_rotation"] > of["error_next"]
+    falling(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n, n_blocks, ratio", [(40, 3, 2), (60, 2, 3), (40, 5, 1.5), (40, 1, 4)])
+def test_group_reduce_is_that_of_the_baseline(n, n_blocks, ratio, seed):
+    X, q = data(n, seed=seed)
+    found = trace.group_reduce(X, q, n_blocks=n_blocks, ratio=ratio)
+    of = arrays_of(found)
+    falling(found)
+    start = GroupReduce(n_blocks=n_blocks, ratio=ratio, refinement="none").fit(X, sample_weight=q)
+    np.testing.assert_array_equal(of["blocks"], start.blocks_)
+    np.testing.assert_array_equal(of["ranks"], start.ranks_)
+    assert of["error"] == pytest.approx(start.objective_[0], rel=1e-9)
+    for p, (left, right) in enumerate(start.factors_):
+        assert (right is None) == (f"basis_{p}" not in of)
+        if right is not None:
+            np.testing.assert_allclose(of[f"basis_{p}"], right, atol=1e-9)
+            np.testing.assert_allclose(of[f"coefficients_{p}"], left, atol=1e-9)
+            rest = X[of["blocks"] == p] - left @ right
+            assert of[f"error_{p}"] == pytest.approx(q[of["blocks"] == p] @ (rest**2).sum(axis=1))
+    refined = GroupReduce(n_blocks=n_blocks, ratio=ratio, max_iter=1).fit(X, sample_weight=q)
+    assert of["error_next"] == pytest.approx(refined.objective_[-1], rel=1e-9)
+    if len(refined.objective_) == 2:
+        np.testing.assert_array_equal(of["blocks_moved"], refined.blocks_)
+    assert of["numbers_moved"].sum() <= of["budget"]
+
+
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("kmeans", {"n_groups": 1}),
+        ("kmeans", {"n_groups": 8, "n_codes": 2}),
+        ("kmeans", {"n_codes": 40}),
+        ("opq", {"n_groups": 1, "n_codes": 2}),
+        ("opq", {"n_groups": 8}),
+        ("opq", {"n_codes": 40}),
+        ("itq", {"n_bits": 1}),
+        ("itq", {"n_bits": 8}),
+        ("group_reduce", {"n_blocks": 40, "ratio": 0.9}),
+        ("group_reduce", {"n_blocks": 1, "ratio": 0.5}),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", ["plain", "equal weights", "some without weight", "equal rows", "zero", "1e8"]
+)
+def test_edges_of_the_classical_methods(method, options, kind):
+    X, q = data()
+    X = {"equal rows": X[:1] + 0 * X, "zero": 0 * X, "1e8": 1e8 * X}.get(kind, X)
+    q = {"equal weights": None, "some without weight": np.where(np.arange(40) % 3, q, 0)}.get(kind, q)
+    falling(CLASSICAL[method](X, q, **options))
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("kmeans", {"n_groups": 3}, "n_groups=3 does not divide dim=8"),
+        ("kmeans", {"n_groups": 0}, "n_groups=0"),
+        ("opq", {"n_codes": 41}, "n_codes=41 needs at least 41 rows, got 40"),
+        ("opq", {"n_codes": 1}, "n_codes=1"),
+        ("itq", {"n_bits": 9}, "n_bits=9"),
+        ("itq", {"n_bits": 0}, "n_bits=0"),
+        ("group_reduce", {"n_blocks": 41}, "n_blocks=41"),
+        ("group_reduce", {"ratio": np.nan}, "ratio=nan"),
+        ("group_reduce", {"ratio": 0}, "ratio=0"),
+        ("group_reduce", {"ratio": 1e6}, "ratio=1e.06 leaves -3 numbers"),
+    ],
+)
+def test_bad_arguments_of_the_classical_methods(method, options, message):
+    X, q = data()
+    with pytest.raises(ValueError, match=message):
+        CLASSICAL[method](X, q, **options)
+    with pytest.raises(ValueError, match="X has 1 entry that is NaN"):
+        CLASSICAL[method](np.where(X == X[3, 3], np.nan, X), q)
+    with pytest.raises(ValueError, match="weights"):
+        CLASSICAL[method](X, -q)
+
+
+@pytest.mark.parametrize(
+    "method, where, name, wrong, failed",
+    [
+        ("kmeans", reference, "nearest_code", lambda codes: codes[::-1], "codes"),
+        ("kmeans", reference, "sum_by_code", lambda sums: 1.01 * sums, "d_codebook"),
+        ("opq", linalg, "svd", lambda found: (found[0], found[1], -found[2]), "rotation_update"),
+        ("opq", linalg, "svd", lambda found: (found[0], found[1], 1.01 * found[2]), "right"),
+        ("itq", linalg, "svd", lambda found: (found[0][::-1], *found[1:]), "rotation_update"),
+        ("group_reduce", low_rank, "right_vectors", lambda found: (found[0], found[1][::-1]), "basis_1"),
+        ("group_reduce", blocks, "assign", lambda moved: 0 * moved, "numbers_moved"),
+    ],
+)
+def test_a_wrong_step_fails_its_check(method, where, name, wrong, failed, monkeypatch):
+    right = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *arguments, **options: wrong(right(*arguments, **options)))
+    found = CLASSICAL[method](*data())
+    red = [step.name for step in found if not all(claim.holds for claim in step.checks)]
+    assert red and red[0] == failed
+
+
+def test_claims_see_what_is_wrong():
+    assert not steps.no_higher(1.1, 1.0, "error", 1.0).holds
+    assert not steps.orthogonal(np.eye(3) + 1e-9, "R").holds
+    turns = steps.rotations(3, np.random.default_rng(0))
+    assert all(steps.orthogonal(Q, "Q").holds for Q in turns)
+    assert not any(np.allclose(Q, np.eye(3)) for Q in turns)
+    best = np.diag([3.0, 2.0, 1.0])
+    assert steps.unbeaten(lambda R: -float((best * R).sum()), np.eye(3), turns, "rotations").holds
+    assert not steps.unbeaten(lambda R: -float((best * R).sum()), turns[0], [np.eye(3)], "rotations").holds
 
 
 # --- What shows a trace -------------------------------------------------------------------------------------
@@ -335,7 +548,7 @@ def test_axes_and_labels_fit_their_arrays(shown):
     _, found = shown
     for step in found:
         assert len(step.axes) == np.ndim(step.array), step.name
-        assert set(step.axes) <= set(render.AXES)
+        assert set(step.axes) <= set(grid.AXES)
         first = [n for axis, n in zip(step.axes, step.array.shape, strict=True) if axis in "ti"]
         assert not step.labels or first == [len(step.labels)], step.name
         assert step.array.dtype.kind == "i" or step.array.dtype == np.float64, step.name
@@ -344,7 +557,7 @@ def test_axes_and_labels_fit_their_arrays(shown):
 def test_how_much_is_shown():
     array = np.arange(4 * 3 * 20.0).reshape(4, 3, 20)
     step = trace.Step("a", "", array, axes="ijk", labels=tuple("wxyz"), picked=np.full((4, 3), 1))
-    g = render.grid(step, trace.Show(2, 2, 3))
+    g = grid.grid(step, trace.Show(2, 2, 3))
     assert g.heads == ["k=0", "k=1", "k=2"]
     assert [label for label, *_ in g.lines] == ["w j=0", "  j=1", "x j=0", "  j=1"]
     assert [cells for _, cells, _ in g.lines][1] == ["20", "21", "22"]
@@ -355,7 +568,7 @@ def test_how_much_is_shown():
         lines = [line for line in plain.splitlines() if "*" in line]
         assert len(lines) == 12 and width - 8 < max(map(len, lines)) <= width
         assert "of 20 codes shown" in plain
-    assert render.grid(step, trace.Show(9, 9, 99)).left_out == ""
+    assert grid.grid(step, trace.Show(9, 9, 99)).left_out == ""
     with pytest.raises(ValueError, match="groups=0"):
         trace.Show(groups=0)
     with pytest.raises(ValueError, match="width=10"):
@@ -376,7 +589,7 @@ def test_numbers_are_written_alike():
         ([3e7, 0.5], ["3.000e+07", "5.000e-01"]),
         ([np.nan, 0.5], ["nan", "5.000e-01"]),
     ):
-        write = render.number_format(np.array(values))
+        write = grid.number_format(np.array(values))
         assert [write(x) for x in values] == written
 
 
@@ -387,7 +600,7 @@ def test_a_claim_of_nan_does_not_hold():
 
 def test_soft_values_of_a_shared_codebook(rng):
     p, values = rng.random((5, 3, 4)), rng.random((1, 4, 2))
-    np.testing.assert_allclose(dpq.mean_value(p, values), np.einsum("ijk,kc->ijc", p, values[0]))
+    np.testing.assert_allclose(softmax.mean_value(p, values), np.einsum("ijk,kc->ijc", p, values[0]))
 
 
 # --- The command --------------------------------------------------------------------------------------------
@@ -462,6 +675,11 @@ def test_words_of_the_corpus(tmp_path, monkeypatch):
         (["--n-codes", "70000"], "n_codes=70000"),
         (["--show-groups", "0"], "--show-groups"),
         (["--method", "pq"], "--method"),
+        (["--method", "kmeans", "--tokens", "the"], "tokens: method='kmeans' does not have it"),
+        (["--method", "opq", "--n-codes", "13"], "n_codes=13 needs at least 13 rows, got 12"),
+        (["--method", "itq", "--n-bits", "5"], "n_bits=5"),
+        (["--method", "group-reduce", "--ratio", "nan"], "ratio=nan"),
+        (["--method", "group-reduce", "--ratio", "50"], "ratio=50 leaves 1 numbers"),
         (["--html", "/nowhere/at/all.html"], "/nowhere/at"),
     ],
 )
@@ -486,4 +704,4 @@ def test_help_says_what_one_gets():
     done = run("--help")
     assert done.exit_code == 0
     for said in ("formula", "finite differences", "connects", "--html", "--npz", "--show-rows", "ids as"):
-        assert said in done.output
+        assert said in " ".join(done.output.split())

@@ -4,8 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref import checks
+from dpq_ref.kernels.reference import Array
 from dpq_ref.layers.embedding import DPQEmbedding
-from dpq_ref.trace import dpq
+from dpq_ref.trace.blocks import group_reduce
+from dpq_ref.trace.lloyd import kmeans
+from dpq_ref.trace.nearest import vq
+from dpq_ref.trace.rotation import itq, opq
+from dpq_ref.trace.softmax import sx
 from dpq_ref.trace.steps import Step
 
 TOKENS = "the value of the code"
@@ -15,6 +21,10 @@ _LAYER = ("tokens", "dim", "n_groups", "n_codes", "shared", "additive", "batch_n
 OPTIONS = {
     "sx": (*_LAYER, "query_width", "temperature"),
     "vq": (*_LAYER, "codebook_weight", "commitment_weight"),
+    "kmeans": ("rows", "dim", "n_groups", "n_codes"),
+    "opq": ("rows", "dim", "n_groups", "n_codes"),
+    "itq": ("rows", "dim", "n_bits"),
+    "group-reduce": ("rows", "dim", "n_blocks", "ratio"),
 }
 
 
@@ -52,7 +62,7 @@ def example(method: str, seed: int = 0, **options: Any) -> tuple[str, list[Step]
             )
         if isinstance(value, float) and not np.isfinite(value):
             raise ValueError(f"{name}={value}; it takes a finite number")
-    return of_layer(method, seed=seed, **options)
+    return (of_layer if method in ("sx", "vq") else of_table)(method, seed=seed, **options)
 
 
 def ids_of(tokens: str) -> tuple[list[int], list[str], int]:
@@ -139,9 +149,72 @@ def of_layer(
         **options,
     )
     g = np.random.default_rng([seed, 1]).standard_normal((len(ids), dim))
-    steps = (dpq.sx if method == "sx" else dpq.vq)(layer, ids, g, words=words, seed=seed)
+    steps = (sx if method == "sx" else vq)(layer, ids, g, words=words, seed=seed)
     title = (
         f"DPQ-{method.upper()}: {len(ids)} tokens, {len(set(ids))} of them distinct, D = {n_groups} groups, "
         f"K = {n_codes} codes, table {n} × {dim}"
     )
     return title, steps
+
+
+def of_table(
+    method: str,
+    *,
+    rows: int | None = None,
+    dim: int | None = None,
+    n_groups: int = 2,
+    n_codes: int = 3,
+    n_bits: int = 3,
+    n_blocks: int = 3,
+    ratio: float = 2.0,
+    seed: int = 0,
+) -> tuple[str, list[Step]]:
+    """Trace one iteration of a classical method on a generated table.
+
+    Parameters
+    ----------
+    method : {"kmeans", "opq", "itq", "group-reduce"}
+    rows, dim : int, optional
+        Of the table; by default 24 x 6 for GroupReduce, and 12 x 4.
+    n_groups, n_codes : int
+        Of k-means and OPQ.
+    n_bits : int
+        Of ITQ.
+    n_blocks, ratio : int, float
+        Of GroupReduce.
+    seed : int
+
+    Returns
+    -------
+    title, steps
+    """
+    usual = (24, 6) if method == "group-reduce" else (12, 4)
+    rows, dim = usual[0] if rows is None else rows, usual[1] if dim is None else dim
+    X, weights = generated(rows, dim, seed)
+    if method == "itq":
+        steps = itq(X, weights, n_bits=n_bits, seed=seed)
+        return f"Iterative quantization: {n_bits} bits a row, table {rows} × {dim}", steps
+    if method == "group-reduce":
+        steps = group_reduce(X, weights, n_blocks=n_blocks, ratio=ratio, seed=seed)
+        return f"GroupReduce: {n_blocks} blocks, {ratio:g} times smaller, table {rows} × {dim}", steps
+    trace = kmeans if method == "kmeans" else opq
+    steps = trace(X, weights, n_groups=n_groups, n_codes=n_codes, seed=seed)
+    name = "k-means" if method == "kmeans" else "Optimized product quantization"
+    return f"{name}: D = {n_groups} groups, K = {n_codes} codes, table {rows} × {dim}", steps
+
+
+def generated(n: int, d: int, seed: int) -> tuple[Array, Array]:
+    """Table whose directions differ in variance, turned, and frequencies as those of words.
+
+    Examples
+    --------
+    >>> table, weights = generated(4, 2, 0)
+    >>> table.shape, weights.tolist()
+    ((4, 2), [100.0, 50.0, 33.0, 25.0])
+    """
+    checks.positive("rows", n), checks.positive("dim", d)
+    rng = np.random.default_rng(seed)
+    turned = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    return rng.standard_normal((n, d)) * 0.7 ** np.arange(d) @ turned, np.maximum(
+        100 // np.arange(1.0, n + 1), 1
+    )

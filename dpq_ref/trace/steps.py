@@ -1,14 +1,19 @@
 """A trace is a list of steps: an array, the formula that made it, and what must hold of it."""
 
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from dpq_ref.gradcheck import Loss, directional
 from dpq_ref.kernels.reference import Array, Integers
 
+T = TypeVar("T")
+Steps = Generator["Step", None, T]  # a function that yields steps, and then returns T
+
 SLOPES = 1e-6  # largest error of a gradient beside finite differences; usual are 1e-9 and less
-ROUNDING = 1e-9  # slopes this small, beside the loss, are rounding
+ROUNDING = 1e-9  # slopes this small, beside loss over x, are rounding
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,22 @@ class Step:
     cuts: str = ""
 
 
+def during(phase: str, steps: Steps[T]) -> Steps[T]:
+    """Give steps a phase, and return what their function returns.
+
+    Examples
+    --------
+    >>> [step.phase for step in during("update", (Step(name, "", np.zeros(1)) for name in "ab"))]
+    ['update', 'update']
+    """
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield replace(step, phase=phase)
+
+
 def slope(loss: Loss, x: Array, gradient: Array, rng: np.random.Generator) -> Claim:
     """Claim that a gradient is that of its loss, by finite differences along a random direction.
 
@@ -95,21 +116,25 @@ def slope(loss: Loss, x: Array, gradient: Array, rng: np.random.Generator) -> Cl
     False
     """
     check = directional(loss, x, gradient, rng)
-    small = max(abs(check.analytic), abs(check.numeric)) <= ROUNDING * max(abs(loss(x)), 1.0)
+    unit = float(np.sqrt(np.mean(x**2))) or 1.0
+    scale = max(abs(loss(x)), abs(loss(2 * x)))
+    small = max(abs(check.analytic), abs(check.numeric)) * unit <= ROUNDING * scale
     error = 0.0 if small else check.error
     said = f"slope {check.analytic:z.6g}, by finite differences {check.numeric:z.6g}, error {error:.0e}"
+    if small:
+        said = "slope 0 but for rounding, by finite differences, too"
     return Claim(said, error, SLOPES)
 
 
-def no_higher(after: float, before: float, name: str) -> Claim:
-    """Claim that an objective has not risen, but for rounding.
+def no_higher(after: float, before: float, name: str, scale: float) -> Claim:
+    """Claim that an objective has not risen, but for the rounding of numbers of a scale.
 
     Examples
     --------
-    >>> no_higher(2.0, 3.0, "error").holds, no_higher(3.1, 3.0, "error").holds
+    >>> no_higher(2.0, 3.0, "error", 9.0).holds, no_higher(3.1, 3.0, "error", 9.0).holds
     (True, False)
     """
-    return Claim(f"not above {name}: {after:.6g} after {before:.6g}", after - before, 1e-12 * abs(before))
+    return Claim(f"not above {name}: {after:.6g} after {before:.6g}", after - before, 1e-12 * scale)
 
 
 def orthogonal(matrix: Array, name: str) -> Claim:
@@ -148,16 +173,16 @@ def rotations(d: int, rng: np.random.Generator) -> list[Array]:
     return found + [np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(20)]
 
 
-def unbeaten(loss: Loss, x: Array, others: list[Array], what: str) -> Claim:
-    """Claim that none of some other arrays has a smaller loss.
+def unbeaten(loss: Loss, x: Array, others: Sequence[Array], what: str) -> Claim:
+    """Claim that none of some other arrays has a smaller loss, but for rounding.
 
     Examples
     --------
     >>> others = [np.array(-1.0), np.array(0.5)]
     >>> unbeaten(lambda x: float(x**2), np.array(0.0), others, "numbers").text
-    'best of 2 other numbers: 0.25, this one: 0'
+    'the error of 2 other numbers is higher by 0.25 or more'
     """
-    own, best = loss(x), min(map(loss, others), default=np.inf)
-    return Claim(
-        f"best of {len(others)} other {what}: {best:.6g}, this one: {own:.6g}", own - best, 1e-12 * abs(own)
-    )
+    own, losses = loss(x), list(map(loss, others))
+    rise = min(losses) - own
+    said = f"the error of {len(losses)} other {what} is higher by {rise:.2g} or more"
+    return Claim(said, -rise, 1e-12 * max(losses))
