@@ -4,6 +4,7 @@ import io
 import re
 from html.parser import HTMLParser
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -622,6 +623,12 @@ def test_the_command_prints_every_step_without_colour(method):
     assert run("--method", method, *tokens).output == done.output
 
 
+def test_the_readme_shows_what_is_printed():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    (shown,) = re.findall(r"```text\n(21 soft.*?)```", readme, re.DOTALL)
+    assert shown in run("--tokens", "1 2 3 1 4").output  # four distinct, as in the words by default
+
+
 def test_colour_on_a_terminal():
     done = run("--tokens", "3 1 3", env={"FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"}, color=True)
     assert "\x1b[" in done.output
@@ -676,7 +683,7 @@ def test_words_of_the_corpus(tmp_path, monkeypatch):
         (["--show-groups", "0"], "--show-groups"),
         (["--method", "pq"], "--method"),
         (["--method", "kmeans", "--tokens", "the"], "tokens: method='kmeans' does not have it"),
-        (["--method", "opq", "--n-codes", "13"], "n_codes=13 needs at least 13 rows, got 12"),
+        (["--method", "opq", "--n-codes", "17"], "n_codes=17 needs at least 17 rows, got 16"),
         (["--method", "itq", "--n-bits", "5"], "n_bits=5"),
         (["--method", "group-reduce", "--ratio", "nan"], "ratio=nan"),
         (["--method", "group-reduce", "--ratio", "50"], "ratio=50 leaves 1 numbers"),

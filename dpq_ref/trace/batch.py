@@ -98,7 +98,7 @@ def normalised(
         "normalised",
         f"normalised[i,j,k] = (responses[i,j,k] − mean[k]) / √(variance[k] + {EPSILON:g})",
         logits,
-        "Without it some codes would be larger than the others for nearly all rows, and picked always.",
+        "So no code is picked by nearly all rows only because its responses are larger.",
         "ijk",
         names,
         picked=kernels.argmax_code(logits),

@@ -84,7 +84,17 @@ def _group_reduce(X: Array, weights: Array, n_blocks: int, ratio: float, rng: An
     found, ranks = fit_blocks(X, weights, moved, ranks)
     after = float(weights @ residuals(X, found)[np.arange(n), moved])
     stored = numbers(np.bincount(moved, minlength=n_blocks), ranks, d)
-    yield from during("refinement", _refinement(errors, before, blocks, moved, stored, budget))
+    direct = 0.0
+    for p, basis in enumerate(bases):
+        if basis is not None:
+            rows = X[blocks == p]
+            direct += float(weights[blocks == p] @ np.square(rows - rows @ basis.T @ basis).sum(axis=1))
+    same = Claim(
+        f"{before:.6g}, from the rows that the factors give {direct:.6g}",
+        abs(before - direct),
+        1e-12 * lloyd.squares(X, weights),
+    )
+    yield from during("refinement", _refinement(errors, before, same, blocks, moved, stored, budget))
     yield from during("refinement", _refitted(found, before, after))
 
 
@@ -182,7 +192,13 @@ def _block(p: int, rows: Array, q: Array, words: tuple[str, ...], rank: int, rng
 
 
 def _refinement(
-    errors: Array, before: float, blocks: Integers, moved: Integers, stored: Integers, budget: int
+    errors: Array,
+    before: float,
+    same: Claim,
+    blocks: Integers,
+    moved: Integers,
+    stored: Integers,
+    budget: int,
 ) -> Steps[None]:
     yield Step(
         "errors",
@@ -192,7 +208,13 @@ def _refinement(
         "ip",
         picked=blocks,
     )
-    yield Step("error", "error = Σᵢ q[i] errors[i,blocks[i]]", np.array(before), "What no round may raise.")
+    yield Step(
+        "error",
+        "error = Σᵢ q[i] errors[i,blocks[i]]",
+        np.array(before),
+        "What no round may raise.",
+        checks=(same,),
+    )
     yield Step(
         "blocks_moved",
         "blocks_moved[i] = argminₚ q[i] errors[i,p] + λ ranks[p]",

@@ -51,7 +51,7 @@ def example(method: str, seed: int = 0, **options: Any) -> tuple[str, list[Step]
     --------
     >>> title, steps = example("vq", tokens="3 1 3")
     >>> title
-    'DPQ-VQ: 3 tokens, 2 of them distinct, D = 2 groups, K = 4 codes, table 4 × 6'
+    'DPQ-VQ, one training step: 3 tokens, 2 distinct; D = 2 groups, K = 4 codes; table 4 × 6'
     """
     if method not in OPTIONS:
         raise ValueError(f"method={method!r}; it takes {', '.join(map(repr, OPTIONS))}")
@@ -85,7 +85,7 @@ def ids_of(tokens: str) -> tuple[list[int], list[str], int]:
     Examples
     --------
     >>> ids_of("4 2 4")
-    ([4, 2, 4], ['4', '2', '4'], 5)
+    ([4, 2, 4], ['id 4', 'id 2', 'id 4'], 5)
     """
     words = tokens.lower().split()
     if not words:
@@ -94,7 +94,7 @@ def ids_of(tokens: str) -> tuple[list[int], list[str], int]:
         ids = list(map(int, words))
         if max(ids) >= MOST:
             raise ValueError(f"tokens: {max(ids)} is too large for an id; it takes less than {MOST}")
-        return ids, words, max(ids) + 1
+        return ids, [f"id {i}" for i in ids], max(ids) + 1
     from dpq_ref.datasets import load_builtin
 
     vocabulary = load_builtin(progress=True).vocabulary
@@ -151,8 +151,8 @@ def of_layer(
     g = np.random.default_rng([seed, 1]).standard_normal((len(ids), dim))
     steps = (sx if method == "sx" else vq)(layer, ids, g, words=words, seed=seed)
     title = (
-        f"DPQ-{method.upper()}: {len(ids)} tokens, {len(set(ids))} of them distinct, D = {n_groups} groups, "
-        f"K = {n_codes} codes, table {n} × {dim}"
+        f"DPQ-{method.upper()}, one training step: {len(ids)} tokens, {len(set(ids))} distinct; "
+        f"D = {n_groups} groups, K = {n_codes} codes; table {n} × {dim}"
     )
     return title, steps
 
@@ -175,7 +175,7 @@ def of_table(
     ----------
     method : {"kmeans", "opq", "itq", "group-reduce"}
     rows, dim : int, optional
-        Of the table; by default 24 x 6 for GroupReduce, and 12 x 4.
+        Of the table; by default 24 x 6 for GroupReduce, and 16 x 4.
     n_groups, n_codes : int
         Of k-means and OPQ.
     n_bits : int
@@ -188,19 +188,21 @@ def of_table(
     -------
     title, steps
     """
-    usual = (24, 6) if method == "group-reduce" else (12, 4)
+    usual = (24, 6) if method == "group-reduce" else (16, 4)
     rows, dim = usual[0] if rows is None else rows, usual[1] if dim is None else dim
     X, weights = generated(rows, dim, seed)
     if method == "itq":
+        title = f"Iterative quantization, one iteration: {n_bits} bits a row"
         steps = itq(X, weights, n_bits=n_bits, seed=seed)
-        return f"Iterative quantization: {n_bits} bits a row, table {rows} × {dim}", steps
-    if method == "group-reduce":
+    elif method == "group-reduce":
+        title = f"GroupReduce, start and one round: {n_blocks} blocks, {ratio:g} times smaller"
         steps = group_reduce(X, weights, n_blocks=n_blocks, ratio=ratio, seed=seed)
-        return f"GroupReduce: {n_blocks} blocks, {ratio:g} times smaller, table {rows} × {dim}", steps
-    trace = kmeans if method == "kmeans" else opq
-    steps = trace(X, weights, n_groups=n_groups, n_codes=n_codes, seed=seed)
-    name = "k-means" if method == "kmeans" else "Optimized product quantization"
-    return f"{name}: D = {n_groups} groups, K = {n_codes} codes, table {rows} × {dim}", steps
+    else:
+        name = "k-means" if method == "kmeans" else "Optimized product quantization"
+        title = f"{name}, one iteration: D = {n_groups} groups, K = {n_codes} codes"
+        trace = kmeans if method == "kmeans" else opq
+        steps = trace(X, weights, n_groups=n_groups, n_codes=n_codes, seed=seed)
+    return f"{title}; table {rows} × {dim}", steps
 
 
 def generated(n: int, d: int, seed: int) -> tuple[Array, Array]:

@@ -108,43 +108,43 @@ def text(steps: Sequence[Step], title: str = "", *, show: Show | None = None, wi
         raise ValueError(f"width={width}; it takes at least 40")
     show, out = show or Show(), Text()
 
-    def line(content: str = "", style: str = "", indent: str = "   ", first: str | None = None) -> None:
-        first = indent if first is None else first
-        for piece in textwrap.wrap(content, width, initial_indent=first, subsequent_indent=indent) or [""]:
+    def lines(content: str, style: str = "", first: str = "   ", rest: str = "   ") -> None:
+        for piece in textwrap.wrap(content, width, initial_indent=first, subsequent_indent=rest):
             out.append(piece, style).append("\n")
 
-    line(title, "bold", "")
-    line(legend(steps), indent="")
+    lines(title, "bold", "", "")
+    lines(legend(steps), "", "", "")
     for number, step, begins in _phases(steps):
         if begins:
-            out.append("\n" * bool(out)).append(f"── {step.phase} ".ljust(width, "─") + "\n", "bold blue")
+            out.append("\n").append(f"── {step.phase} ".ljust(width, "─"), "bold blue").append("\n")
         out.append(f"\n{number:2} ").append(step.name, "bold").append(f"  ({_shape(step)})\n", "dim")
-        for content, style, first in (
-            (step.formula, "cyan", "   "),
-            (step.note, "", "   "),
-            (step.connects, "green", "   connected: "),
-            (step.cuts, "red", "   cut: "),
-        ):
-            if content:
-                line(content, style, "     " if first != "   " or content is step.formula else "   ", first)
-        g = grid(step, show, lambda label, cell: (width - 4 - label) // (cell + 2))
-        label = max((len(line[0]) for line in g.lines), default=0)
-        cell = max((len(t) for t in (*g.heads, *(c for _, cells, _ in g.lines for c in cells))), default=0)
-        if g.heads:
-            out.append(
-                " " * (4 + label) + "".join(head.rjust(cell + 2) for head in g.heads).rstrip() + "\n", "dim"
-            )
-        for name, cells, marked in g.lines:
-            out.append("    " + name.ljust(label), "dim")
-            for value, mark in zip(cells, marked, strict=True):
-                out.append(("*" * mark + value).rjust(cell + 2), "bold yellow" if mark else "")
-            out.append("\n")
-        if g.left_out:
-            line(g.left_out, "dim", "    ")
+        lines(step.formula, "cyan", rest="     ")
+        lines(step.note)
+        if step.connects:
+            lines(step.connects, "green", "   connected: ", "     ")
+        if step.cuts:
+            lines(step.cuts, "red", "   cut: ", "     ")
+        _numbers(out, grid(step, show, lambda label, cell: (width - 4 - label) // (cell + 2)))
         for claim in step.checks:
-            line(_verdict(claim), "green" if claim.holds else "bold red", "     ", "   ")
-    out.append("\n" + summary(steps), "bold")
-    return out
+            lines(_verdict(claim), "green" if claim.holds else "bold red", rest="     ")
+    return out.append("\n" + summary(steps), "bold")
+
+
+def _numbers(out: Text, g: Grid) -> None:
+    """Append the numbers of an array, its columns as wide as the widest of all."""
+    down = 4 + max((len(label) for label, *_ in g.lines), default=0)
+    cell = 2 + max(
+        (len(text) for texts in (g.heads, *(c for _, c, _ in g.lines)) for text in texts), default=0
+    )
+    if g.heads:
+        out.append(" " * down + "".join(head.rjust(cell) for head in g.heads) + "\n", "dim")
+    for label, cells, marked in g.lines:
+        out.append(f"    {label}".ljust(down), "dim")
+        for value, mark in zip(cells, marked, strict=True):
+            out.append(("*" * mark + value).rjust(cell), "bold yellow" if mark else "")
+        out.append("\n")
+    if g.left_out:
+        out.append(f"    {g.left_out}\n", "dim")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------
@@ -153,6 +153,7 @@ STYLE = """
 :root { color-scheme: light dark; --dim: #667; --line: #8884; --mark: #fd58; --good: #185; --bad: #c22; }
 @media (prefers-color-scheme: dark) { :root { --dim: #99a; --good: #5c8; --bad: #f77; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.3; }
 h2 { border-bottom: 1px solid var(--line); margin-top: 2.5rem; }
 h3 { margin: 1.8rem 0 .2rem; } h3 small { color: var(--dim); font-weight: normal; }
 h3, code, table { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }

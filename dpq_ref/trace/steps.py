@@ -62,8 +62,8 @@ class Step:
     checks : tuple of Claim
     phase : str
         "forward" and "backward", or the part of a step of a classical method.
-    picked : (b, D) integers or None
-        Codes to mark in an array with axes i, j, k.
+    picked : integers or None
+        Which entry to mark along the last axis, in the shape of the others.
     connects, cuts : str
         What the straight-through step lets gradients pass between, and what it does not.
     """
