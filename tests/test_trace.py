@@ -404,7 +404,8 @@ def test_group_reduce_is_that_of_the_baseline(n, n_blocks, ratio, seed):
 def test_edges_of_the_classical_methods(method, options, kind):
     X, q = data()
     X = {"equal rows": X[:1] + 0 * X, "zero": 0 * X, "1e8": 1e8 * X}.get(kind, X)
-    q = {"equal weights": None, "some without weight": np.where(np.arange(40) % 3, q, 0)}.get(kind, q)
+    some, half = np.arange(40) % 3 > 0, np.arange(40) < 20
+    q = {"equal weights": None, "some without weight": some * q, "half without weight": half * q}.get(kind, q)
     falling(CLASSICAL[method](X, q, **options))
 
 
@@ -451,6 +452,35 @@ def test_a_wrong_step_fails_its_check(method, where, name, wrong, failed, monkey
     found = CLASSICAL[method](*data())
     red = [step.name for step in found if not all(claim.holds for claim in step.checks)]
     assert red and red[0] == failed
+
+
+@pytest.mark.parametrize(
+    "method, phases",
+    [
+        ("kmeans", ["start", "assign", "update", "next"]),
+        ("opq", ["start", "rotate", "assign", "update", "Procrustes rotation", "next"]),
+        ("itq", ["components", "signs", "Procrustes rotation", "next"]),
+        ("group_reduce", ["blocks", "block 0", "block 1", "block 2", "refinement"]),
+    ],
+)
+def test_the_parts_of_an_iteration(method, phases):
+    found = CLASSICAL[method](*data())
+    assert list(dict.fromkeys(step.phase for step in found)) == phases
+
+
+def test_blocks_without_weight_have_factors():
+    X, q = data()
+    q[20:] = 0
+    of = arrays_of(trace.group_reduce(X, q, n_blocks=4, ratio=2))
+    assert of["blocks"][-1] == 3 and of["ranks"][3] == 1
+    _, vectors = low_rank.right_vectors(X[of["blocks"] == 3], np.ones(10))
+    np.testing.assert_allclose(of["basis_3"], vectors[:1])
+
+
+def test_a_round_that_does_not_help_is_not_taken():
+    moved, after = trace.blocks._refitted([], 1.0, 2.0)
+    assert (moved.array, after.array) == (2.0, 1.0) and "not taken" in after.note
+    assert all(claim.holds for claim in after.checks)
 
 
 def test_claims_see_what_is_wrong():
@@ -631,7 +661,7 @@ def test_the_readme_shows_what_is_printed():
 
 def test_colour_on_a_terminal():
     done = run("--tokens", "3 1 3", env={"FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"}, color=True)
-    assert "\x1b[" in done.output
+    assert "\x1b[" in done.output and "\x1b[1;33m" in done.output  # what is picked
     assert 80 < max(len(re.sub("\x1b[^m]*m", "", line)) for line in done.output.splitlines()) <= 100
 
 
