@@ -235,22 +235,28 @@ def neighbours(
     "--tokens",
     help="sx, vq: words of the built-in corpus, or ids as numbers. Default: 'the value of the code'.",
 )
-@click.option("--rows", type=click.IntRange(1), help="Rows of the table of a classical method.")
-@click.option("--dim", type=click.IntRange(1), help="Width of the table.")
-@click.option("--n-groups", type=click.IntRange(1), help="sx, vq, kmeans, opq: digits of a code, D.")
-@click.option("--n-codes", type=click.IntRange(2), help="sx, vq, kmeans, opq: values of a digit, K.")
+@click.option(
+    "--rows", type=click.IntRange(1), help="Classical methods: rows of the table. Default: 16 or 24."
+)
+@click.option("--dim", type=click.IntRange(1), help="Width of the table. Default: 4 or 6.")
+@click.option(
+    "--n-groups", type=click.IntRange(1), help="sx, vq, kmeans, opq: digits of a code, D. Default: 2."
+)
+@click.option(
+    "--n-codes", type=click.IntRange(2), help="sx, vq, kmeans, opq: values of a digit, K. Default: 4 or 3."
+)
 @click.option("--shared", is_flag=True, default=None, help="sx, vq: one codebook for all groups.")
 @click.option("--additive", is_flag=True, default=None, help="sx, vq: values as wide as the output.")
-@click.option("--query-width", type=click.IntRange(1), help="sx: width of a query.")
-@click.option("--temperature", type=float, help="sx: of the softmax.")
+@click.option("--query-width", type=click.IntRange(1), help="sx: width of a query. Default: that of a value.")
+@click.option("--temperature", type=float, help="sx: of the softmax. Default: 1.")
 @click.option("--codebook-weight", type=float, help="vq: of the loss that moves keys. Default: 1.")
 @click.option("--commitment-weight", type=float, help="vq: of the loss that moves queries. Default: 0.")
 @click.option(
     "--no-batch-norm", "batch_norm", flag_value=False, type=bool, default=None, help="sx, vq: of responses."
 )
-@click.option("--n-bits", type=click.IntRange(1), help="itq: bits of a row.")
-@click.option("--n-blocks", type=click.IntRange(1), help="group-reduce: blocks of words.")
-@click.option("--ratio", type=float, help="group-reduce: how many times smaller.")
+@click.option("--n-bits", type=click.IntRange(1), help="itq: bits of a row. Default: 3.")
+@click.option("--n-blocks", type=click.IntRange(1), help="group-reduce: blocks of words. Default: 3.")
+@click.option("--ratio", type=float, help="group-reduce: how many times smaller. Default: 2.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--show-rows", "rows_shown", type=click.IntRange(1), default=6, show_default=True, help="Tokens or rows."
@@ -262,7 +268,7 @@ def neighbours(
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Codes, or coordinates.",
+    help="Codes, coordinates or blocks.",
 )
 @click.option("--html", "page", type=_FILE, help="Write one HTML page, and print no steps.")
 @click.option("--npz", "arrays", type=_FILE, help="Write all arrays in full by name, and print no steps.")
