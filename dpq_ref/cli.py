@@ -27,6 +27,9 @@ def _output(default: str) -> Any:
     )
 
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
 def _grid(text: str) -> Any:
     return click.option("--grid", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=text)
 
@@ -242,6 +245,100 @@ def neighbours(
         if output:
             write_atomically(output, json.dumps(rows, indent=1, ensure_ascii=False).encode())
     click.echo(words_table(rows))
+
+
+@main.command()
+@click.option(
+    "--method",
+    type=click.Choice(["sx", "vq", "kmeans", "opq", "itq", "group-reduce"]),
+    default="sx",
+    show_default=True,
+    help="DPQ on a batch, forward and backward, or one iteration of a classical method on a table.",
+)
+@click.option(
+    "--tokens",
+    help="sx, vq: words of the built-in corpus, or ids as numbers. Default: 'the value of the code'.",
+)
+@click.option(
+    "--rows", type=click.IntRange(1), help="Classical methods: rows of the table. Default: 16 or 24."
+)
+@click.option("--dim", type=click.IntRange(1), help="Width of the table. Default: 4 or 6.")
+@click.option(
+    "--n-groups", type=click.IntRange(1), help="sx, vq, kmeans, opq: digits of a code, D. Default: 2."
+)
+@click.option(
+    "--n-codes", type=click.IntRange(2), help="sx, vq, kmeans, opq: values of a digit, K. Default: 4 or 3."
+)
+@click.option("--shared", is_flag=True, default=None, help="sx, vq: one codebook for all groups.")
+@click.option("--additive", is_flag=True, default=None, help="sx, vq: values as wide as the output.")
+@click.option("--query-width", type=click.IntRange(1), help="sx: width of a query. Default: that of a value.")
+@click.option("--temperature", type=float, help="sx: of the softmax. Default: 1.")
+@click.option("--codebook-weight", type=float, help="vq: of the loss that moves keys. Default: 1.")
+@click.option("--commitment-weight", type=float, help="vq: of the loss that moves queries. Default: 0.")
+@click.option(
+    "--no-batch-norm", "batch_norm", flag_value=False, type=bool, default=None, help="sx, vq: of responses."
+)
+@click.option("--n-bits", type=click.IntRange(1), help="itq: bits of a row. Default: 3.")
+@click.option("--n-blocks", type=click.IntRange(1), help="group-reduce: blocks of words. Default: 3.")
+@click.option("--ratio", type=float, help="group-reduce: how many times smaller. Default: 2.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--show-rows", "rows_shown", type=click.IntRange(1), default=6, show_default=True, help="Tokens or rows."
+)
+@click.option("--show-groups", "groups_shown", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--show-codes",
+    "codes_shown",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Codes, coordinates or blocks.",
+)
+@click.option("--html", "page", type=_FILE, help="Write one HTML page, and print no steps.")
+@click.option("--npz", "arrays", type=_FILE, help="Write all arrays in full by name, and print no steps.")
+def trace(
+    method: str,
+    seed: int,
+    rows_shown: int,
+    groups_shown: int,
+    codes_shown: int,
+    page: Path | None,
+    arrays: Path | None,
+    **options: Any,
+) -> None:
+    """Follow one step of an algorithm: each array, the formula that made it, and a check beside it.
+
+    For DPQ a batch of words goes through a layer drawn at random: forward, the loss, then backward, each
+    gradient beside finite differences, with what the straight-through step connects and cuts. For the
+    classical methods one iteration on a generated table, with the error that no part of it may raise, before
+    and after each, and whether what is best is best.
+
+    Shown is the beginning of each array; --npz has all of it.
+    """
+    from rich.console import Console
+
+    from dpq_ref.compressed import write_atomically
+    from dpq_ref.trace import Show, render
+    from dpq_ref.trace.examples import example
+
+    given = {name: value for name, value in options.items() if value is not None}
+    with _clear_errors():
+        title, steps = example(method, seed, **given)
+        show = Show(rows_shown, groups_shown, codes_shown)
+        if page is not None:
+            write_atomically(page, render.html(steps, title, show=show).encode())
+        if arrays is not None:
+            write_atomically(arrays, render.npz(steps))
+    if page is None and arrays is None:
+        console = Console(highlight=False)
+        width = min(max(console.width, 40), 100)
+        console.print(render.text(steps, title, show=show, width=width), soft_wrap=True)
+    else:
+        click.echo(f"{title}\n{render.summary(steps)}")
+    for path in filter(None, (page, arrays)):
+        click.echo(path)
+    if not all(claim.holds for step in steps for claim in step.checks):
+        raise click.ClickException(render.summary(steps))
 
 
 def _options(*options: Any) -> Any:
