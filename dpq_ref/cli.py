@@ -49,6 +49,36 @@ def info() -> None:
         click.echo(f"{name:16} {value}")
 
 
+_texts = click.option(
+    "--data",
+    help="Folder with train and test as .csv or .tsv, label first (.gz and .xz, too). "
+    "Default: what the grid says; for those that come with it the built-in corpus.",
+)
+
+
+@main.command()
+@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_texts
+@_output("results/run")
+@_jobs
+def run(grid: Path, data: str | None, output: Path, jobs: int | None) -> None:
+    """Run a GRID of methods, parameters and seeds: a text classifier with each embedding.
+
+    GRID is a TOML file, as those in figures/grids. Writes OUTPUT/runs/*.json, one a run, a failed one with
+    its error. `dpq-ref plot OUTPUT` and `dpq-ref report OUTPUT` show them.
+    """
+    _fail_for(_classified(grid, data, output, jobs))
+    click.echo(f"{output / 'runs'}; next: dpq-ref plot {output}")
+
+
+def _classified(grid: Path, data: str | None, output: Path, jobs: int | None) -> list[dict[str, Any]]:
+    from figures.run import read_grid, run_grid
+
+    _warn_of_slow_blas()
+    with _clear_errors():
+        return run_grid(read_grid(grid, data), output, jobs=jobs)
+
+
 @main.command()
 @click.option(
     "--profile",
@@ -58,11 +88,7 @@ def info() -> None:
     help="How much to run: all of it in some minutes, or a sketch of it in one.",
 )
 @_grid("A grid file of your own (TOML) in place of a profile.")
-@click.option(
-    "--data",
-    help="Folder with train and test as .csv or .tsv, label first (.gz and .xz, too). "
-    "Default: what the grid says; for the profiles the built-in corpus.",
-)
+@_texts
 @_output("results/main")
 @_jobs
 def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
@@ -71,13 +97,9 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
     behind each) and runs/*.json with everything about each run.
     """
-    from figures.run import GRIDS, read_grid, run_grid
+    from figures.run import GRIDS
 
-    _warn_of_slow_blas()
-    with _clear_errors():
-        cells = read_grid(grid or GRIDS / PROFILES[profile], data)
-        records = run_grid(cells, output, jobs=jobs)
-    _finish(records, output)
+    _finish(_classified(grid or GRIDS / PROFILES[profile], data, output, jobs), output)
 
 
 @main.command()
@@ -142,9 +164,7 @@ def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: in
         do, runs = sweep(grid or GRID, model, data)
         records = do(runs, output, jobs=jobs)
         write_atomically(output / "compressed.json", json.dumps(rows(records), indent=1).encode())
-    failed = [record["name"] for record in records if "error" in record]
-    if failed:
-        raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")
+    _fail_for(records)
 
 
 @main.command()
@@ -565,6 +585,10 @@ def _clear_errors() -> Iterator[None]:
 def _finish(records: list[dict[str, Any]], output: Path) -> None:
     """Draw, and fail if a run has failed."""
     _draw(output)
+    _fail_for(records)
+
+
+def _fail_for(records: list[dict[str, Any]]) -> None:
     failed = [record["name"] for record in records if "error" in record]
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")

@@ -81,8 +81,9 @@ def call_of(work: str, **sizes: int) -> Callable[[], Any]:
 def measure(work: str, axis: str, value: int, runs: int) -> dict[str, Any]:
     """Milliseconds and megabytes of one call."""
     call = call_of(work, **{axis: value})
+    call()  # compiles and imports, whose memory is not the work's
     tracemalloc.start()
-    call()  # the first, so it warms as well
+    call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     seconds: list[float] = []

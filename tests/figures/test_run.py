@@ -217,6 +217,16 @@ def test_an_interrupted_job_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert len(list((tmp_path / "runs").iterdir())) == 12
 
 
+def test_run_fills_a_folder_that_plot_draws_as_compare_does(folder, results, tmp_path):
+    arguments = ["run", folder / "grid.toml", "--data", folder, "--output", tmp_path, "--jobs", "1"]
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    assert f"next: dpq-ref plot {tmp_path}" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert CliRunner().invoke(main, ["plot", str(tmp_path)]).exit_code == 0
+    assert (tmp_path / "accuracy.svg").read_bytes() == (results / "accuracy.svg").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_job_killed_at_any_moment_loses_nothing_and_runs_nothing_twice(folder, tmp_path):
     """Twenty times: what is there stays to the byte, times included, and ends up in the results."""
