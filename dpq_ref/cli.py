@@ -61,22 +61,28 @@ _texts = click.option(
 @_texts
 @_output("results/run")
 @_jobs
-def run(grid: Path, data: str | None, output: Path, jobs: int | None) -> None:
+@click.option(
+    "--cluster",
+    help="Address of a Dask scheduler, as dask://host:8786. Its workers must see OUTPUT and DATA.",
+)
+def run(grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None) -> None:
     """Run a GRID of methods, parameters and seeds: a text classifier with each embedding.
 
     GRID is a TOML file, as those in figures/grids. Writes OUTPUT/runs/*.json, one a run, a failed one with
     its error. `dpq-ref plot OUTPUT` and `dpq-ref report OUTPUT` show them.
     """
-    _fail_for(_classified(grid, data, output, jobs))
+    _fail_for(_classified(grid, data, output, jobs, cluster))
     click.echo(f"{output / 'runs'}; next: dpq-ref plot {output}")
 
 
-def _classified(grid: Path, data: str | None, output: Path, jobs: int | None) -> list[dict[str, Any]]:
+def _classified(
+    grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None = None
+) -> list[dict[str, Any]]:
     from figures.run import read_grid, run_grid
 
     _warn_of_slow_blas()
     with _clear_errors():
-        return run_grid(read_grid(grid, data), output, jobs=jobs)
+        return run_grid(read_grid(grid, data), output, jobs=jobs, cluster=cluster)
 
 
 @main.command()

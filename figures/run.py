@@ -146,7 +146,9 @@ def _data(grid_data: str, max_documents: int | None, show: bool = False) -> data
     return datasets.load(grid_data)
 
 
-def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) -> list[Record]:
+def run_grid(
+    grid: Grid, output: str | os.PathLike, *, jobs: int | None = None, cluster: str | None = None
+) -> list[Record]:
     """Run every cell of a grid; as `Sweep.__call__`."""
     data = _data(grid.data, grid.max_documents, sys.stderr.isatty())
     sweep = Sweep(
@@ -159,7 +161,7 @@ def run_grid(grid: Grid, output: str | os.PathLike, *, jobs: int | None = None) 
         output_of=_left_by,
     )
     runs = [Run(method, parameters, seed) for method, parameters in grid.methods for seed in grid.seeds]
-    return sweep(runs, output, jobs=jobs)
+    return sweep(runs, output, jobs=jobs, cluster=cluster)
 
 
 def _phase(run: Run) -> int:

@@ -11,7 +11,8 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,12 @@ class Sweep:
     output_of: Callable[[Run, Path], Path | None] = lambda run, work: None
 
     def __call__(
-        self, runs: list[Run], output: str | os.PathLike, *, jobs: int | None = None
+        self,
+        runs: list[Run],
+        output: str | os.PathLike,
+        *,
+        jobs: int | None = None,
+        cluster: str | None = None,
     ) -> list[Record]:
         """Run all, taking up what is there.
 
@@ -109,17 +115,19 @@ class Sweep:
         output : path-like
             Folder; its `runs` are replaced once all are done.
         jobs : int, optional
-            Processes of one thread each; by default as many as there are cores.
+            Processes of one thread each; by default as many as there are cores, or all that a cluster has.
+        cluster : str, optional
+            Address of a Dask scheduler, as "dask://host:8786"; its workers see `output` under the same path.
 
         Returns
         -------
         list of dict
             The records, in the order of the runs; a failed one has "error" in place of its results.
         """
-        from joblib import Parallel, delayed, parallel_config
+        from joblib import Parallel, delayed
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        output = Path(output)
+        output = Path(output).resolve()
         work = output / ".work"
         (work / "runs").mkdir(parents=True, exist_ok=True)
         records = {run.name: self._finished(run, work) for run in runs}
@@ -131,7 +139,8 @@ class Sweep:
         left = TextColumn("left"), TimeRemainingColumn()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
         finished = threading.Event()
-        with Progress(*columns, transient=True) as bar, parallel_config("loky", inner_max_num_threads=1):
+        n_jobs = jobs or (-1 if cluster else os.cpu_count())
+        with Progress(*columns, transient=True) as bar, _workers(cluster):
             task = bar.add_task("", total=sum(self.cost(run) for run in todo))
 
             def show() -> None:
@@ -149,7 +158,7 @@ class Sweep:
                         for run in todo
                         if self.phase(run) == phase
                     ]
-                    for record in Parallel(jobs or os.cpu_count(), return_as="generator_unordered")(calls):
+                    for record in Parallel(n_jobs, return_as="generator_unordered")(calls):
                         records[record["name"]] = record
                         failed = "error" in record
                         end = f"failed: {record['error'].splitlines()[-1]}" if failed else self.line(record)
@@ -175,10 +184,18 @@ class Sweep:
 
         A worker outlives a job that was killed, until its cell is done: the next job waits for it here.
         """
+        import numba
         from filelock import FileLock
 
-        with FileLock(work / f"{run.name}.lock"):
-            return self._finished(run, work) or self._measured(run, work, slot, command)
+        from dpq_ref.backend import one_blas_thread, set_threads
+
+        n_threads = numba.get_num_threads()
+        set_threads(1)  # in this process, too, if it is the worker
+        try:
+            with FileLock(work / f"{run.name}.lock"), one_blas_thread:
+                return self._finished(run, work) or self._measured(run, work, slot, command)
+        finally:
+            set_threads(n_threads)
 
     def _measured(self, run: Run, work: Path, slot: int, command: str) -> Record:
         steps = np.memmap(work / "steps", np.int64, "r+")
@@ -196,6 +213,28 @@ class Sweep:
         record["environment"] = environment() | {"backend": "numba", "threads_per_run": 1}
         write_atomically(work / "runs" / f"{run.name}.json", json.dumps(record, indent=1).encode())
         return record
+
+
+@contextmanager
+def _workers(cluster: str | None) -> Iterator[None]:
+    """Where joblib runs what it is given: in processes of this machine, or on a Dask cluster."""
+    from joblib import parallel_config
+
+    if cluster is None:
+        with parallel_config("loky", inner_max_num_threads=1):
+            yield
+        return
+    scheme, _, address = cluster.partition("://")
+    if scheme != "dask" or not address:
+        raise ValueError(
+            f"cluster={cluster!r}; it takes the address of a Dask scheduler, as dask://host:8786"
+        )
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise ValueError("cluster: it needs Dask, pip install 'dpq-ref[cluster]'") from error
+    with Client(f"tcp://{address}", timeout=10), parallel_config("dask"):
+        yield
 
 
 def _publish(work: Path, final: Path, runs: list[Run]) -> None:

@@ -3,8 +3,12 @@
 import contextlib
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -248,6 +252,38 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_runs_nothing_twice(folder,
             assert len(found) == 12
             jobs, kept = jobs + 1, {}
     assert jobs
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_loses_no_run(folder, tmp_path):
+    from distributed import LocalCluster
+
+    grid, killed = run.read_grid(folder / "grid.toml", str(folder)), []
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address.replace("tcp", "dask")
+
+        def kill() -> None:
+            while not list(tmp_path.glob(".work/runs/*.json")):
+                time.sleep(0.05)
+            killed.append(cluster.workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        records = run.run_grid(grid, tmp_path, cluster=address)
+        killer.join()
+        assert cluster.workers[0].pid != killed[0]
+    assert len(records) == 12
+    assert not [record["name"] for record in records if "error" in record]
+    assert len(list((tmp_path / "runs").iterdir())) == 12
+
+
+@pytest.mark.parametrize("address", ["host:8786", "ray://host", "dask://"])
+def test_a_cluster_needs_an_address(folder, tmp_path, address):
+    arguments = ["run", folder / "grid.toml", "--data", folder, "--output", tmp_path, "--cluster", address]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 1
+    assert "dask://host:8786" in result.output
 
 
 def test_an_interrupt_says_how_to_go_on(folder, tmp_path, monkeypatch):
