@@ -238,9 +238,11 @@ def _workers(cluster: str | None) -> Iterator[None]:
 
 
 def _publish(work: Path, final: Path, runs: list[Run]) -> None:
-    """Put the finished runs in place of the last job's."""
+    """Put the finished runs in place of the last job's, all of them at once."""
+    asked = {f"{run.name}.json" for run in runs}
+    for path in (work / "runs").iterdir():
+        if path.name not in asked:  # of a grid that has been changed since
+            path.unlink()
     shutil.rmtree(final, ignore_errors=True)
-    final.mkdir()
-    for run in runs:
-        shutil.move(work / "runs" / f"{run.name}.json", final / f"{run.name}.json")
+    (work / "runs").rename(final)
     shutil.rmtree(work)

@@ -237,8 +237,8 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_runs_nothing_twice(folder,
     rng, kept, jobs = np.random.default_rng(0), {}, 0
     for _ in range(20):
         output = tmp_path / str(jobs)
-        command = [sys.executable, "-c", "from dpq_ref.cli import main; main()", "compare", "--jobs", "2"]
-        command += ["--grid", folder / "grid.toml", "--data", folder, "--output", output]
+        command = [sys.executable, "-c", "from dpq_ref.cli import main; main()", "run"]
+        command += [folder / "grid.toml", "--jobs", "2", "--data", folder, "--output", output]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(1, 12))
@@ -248,10 +248,13 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_runs_nothing_twice(folder,
         assert kept.items() <= found.items()
         assert all(json.loads(record)["metrics"] for record in found.values())
         kept = found
-        if (output / "table.txt").exists():  # done before it was killed
+        if found and not (output / ".work").exists():  # done before it was killed
             assert len(found) == 12
             jobs, kept = jobs + 1, {}
-    assert jobs
+    subprocess.run(command[:-1] + [tmp_path / str(jobs)], check=True, capture_output=True)
+    found = {path.name: path.read_text(encoding="utf8") for path in (tmp_path / str(jobs) / "runs").iterdir()}
+    assert len(found) == 12
+    assert kept.items() <= found.items()
 
 
 @pytest.mark.slow
