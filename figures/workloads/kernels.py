@@ -71,7 +71,7 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], tuple[Any, ...]]] = {
     "sum_by_code": lambda rng: (_codes(rng), _real(rng, B, D, S), K),
     "gather": lambda rng: (_real(rng, WORDS, D * S), rng.integers(0, WORDS, B)),
     "scatter_add": lambda rng: (rng.integers(0, WORDS, B), _real(rng, B, D * S), WORDS),
-    "hamming": lambda rng: tuple(rng.integers(0, 1 << 64, (n, 4), np.uint64) for n in (60, 1000)),
+    "hamming": lambda rng: tuple(rng.integers(0, 1 << 64, (n, 4), np.uint64) for n in (30, 800)),
     "lstm_cell": lambda rng: (_real(rng, 20, 800), _real(rng, 20, 200)),
     "cross_entropy": lambda rng: (
         _real(rng, 70, WORDS),
