@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dpq_ref import __version__
+from dpq_ref.cli_tables import COMMANDS
 
 PROFILES = {"default": "main.toml", "quick": "quick.toml"}
 
@@ -34,10 +35,29 @@ def _grid(text: str) -> Any:
     return click.option("--grid", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=text)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Commands that end in one line for what a user can mend."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; --debug lets the traceback through."""
+        if context.params["debug"]:
+            return super().invoke(context)
+        with _clear_errors():
+            return super().invoke(context)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dpq-ref")
-def main() -> None:
-    """Learn, compress and compare embedding tables: DPQ and the classical methods."""
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Learn, compress and compare embedding tables: DPQ and the classical methods.
+
+    Exit status: 0 done, 1 it could not be done, 2 the command was not understood, 130 interrupted.
+    """
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()

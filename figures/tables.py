@@ -20,7 +20,6 @@ import numpy as np
 
 from dpq_ref.compressed import Compressed, FactoredTable, ScalarTable, load
 from dpq_ref.datasets import words as wordfiles
-from dpq_ref.datasets.vectors import read_text_table
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.metrics import judge
 from dpq_ref.metrics.words import (
@@ -30,6 +29,7 @@ from dpq_ref.metrics.words import (
     concept_relations,
     word_similarity,
 )
+from dpq_ref.tables import read_table
 from figures.sweep import Record, Run, Sweep, cells
 
 GRID = Path(__file__).parent / "grids" / "tables.toml"
@@ -43,16 +43,19 @@ class Paths:
 
     Attributes
     ----------
-    table : str, .npz with `words` and `vectors`, or text as of GloVe
+    table : str, as `dpq_ref.tables.read_table` takes it
     frequencies : str or None, `word count` a line
     word_sets : str or None
         Folder with similarity sets (*.tsv), analogies (questions-words.txt) and relations (BLESS.txt), all or
         some, plain or compressed.
+    tensor : str or None
+        Which one of a checkpoint.
     """
 
     table: str
     frequencies: str | None = None
     word_sets: str | None = None
+    tensor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class WordTable:
 
     Attributes
     ----------
-    words : list of str
+    words : list of str, none where the file has none
     vectors : (n, d)
     weights : (n,) float64 or None
         Counts of the words; one that the list does not have counts once.
@@ -88,9 +91,10 @@ def read(paths: Paths) -> WordTable:
     FileNotFoundError, ValueError
         If a file is missing or none of these, or the folder of word sets has nothing that is known.
     """
-    is_npz = Path(paths.table).suffix == ".npz"
-    words, vectors = (wordfiles.read_npz_table if is_npz else read_text_table)(paths.table)
-    weights = None
+    words, vectors, _ = read_table(paths.table, tensor=paths.tensor)
+    if words is None and (paths.frequencies or paths.word_sets):
+        raise ValueError(f"{paths.table} has no words, which frequencies and word sets need")
+    words, weights = words or [], None
     if paths.frequencies is not None:
         counts = wordfiles.counts_for(words, wordfiles.read_frequencies(paths.frequencies))
         weights = np.maximum(counts, 1).astype(np.float64)

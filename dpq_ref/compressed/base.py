@@ -2,7 +2,8 @@
 
 A file is plain safetensors: named arrays, and the configuration as JSON in the metadata under "dpq_ref", with
 a SHA-256 over configuration and arrays. Bits are those of the arrays as stored; codes are packed at
-ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes and a header.
+ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes and a header. The words of the rows may stand beside;
+they are the same whatever the method, and no bits of the table.
 """
 
 import hashlib
@@ -10,7 +11,8 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +23,7 @@ from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 FORMAT = 1
 KINDS: dict[str, type["Compressed"]] = {}  # by name, each entered when its class is made
+WORDS = "words.text", "words.lengths"  # arrays of a file: UTF-8 end to end, and the bytes of each word
 
 
 class Compressed(ABC):
@@ -30,12 +33,25 @@ class Compressed(ABC):
     ----------
     vocab_size, dim : int
     dtype : dtype of what `lookup` returns
+    words : list of str or None
+        The rows by name. Set, they are kept by `save`; of a word that comes twice the first row counts.
+
+    Examples
+    --------
+    >>> from dpq_ref.compressed import DenseTable
+    >>> table = DenseTable(np.float32([[0, 2], [1, 0], [3, 1]]))
+    >>> table.words = ["up", "right", "far"]
+    >>> table["right"], "down" in table
+    (array([1., 0.], dtype=float32), False)
+    >>> [(word, round(cosine, 2)) for word, cosine in table.most_similar("right")]
+    [('far', 0.95), ('up', 0.0)]
     """
 
     kind: ClassVar[str]
     vocab_size: int
     dim: int
     dtype: np.dtype
+    _vocabulary: list[str] | None = None
 
     def __init_subclass__(cls) -> None:  # noqa: D105
         KINDS[cls.kind] = cls
@@ -153,6 +169,84 @@ class Compressed(ABC):
         return self.dim
 
     @property
+    def words(self) -> list[str] | None:  # noqa: D102
+        return self._vocabulary
+
+    @words.setter
+    def words(self, words: Iterable[str] | None) -> None:
+        self._vocabulary = None if words is None else list(words)
+        if self._vocabulary is not None and len(self._vocabulary) != self.vocab_size:
+            raise ValueError(f"{len(self._vocabulary)} words for {self.vocab_size} rows")
+        self.__dict__.pop("_ids", None)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        if self._vocabulary is None:
+            raise ValueError("the table has no words; set `words`, or look up ids")
+        return {word: i for i, word in reversed(list(enumerate(self._vocabulary)))}
+
+    @cached_property
+    def _norms(self) -> Array:
+        """Lengths of all rows, (vocab_size,)."""
+        norms = np.empty(self.vocab_size, self.dtype)
+        for ids in self._blocks():
+            norms[ids] = np.linalg.norm(self._rows(ids), axis=1)
+        return norms
+
+    def id_of(self, word: str) -> int:
+        """Row of a word.
+
+        Raises
+        ------
+        KeyError
+            If it is not known.
+        ValueError
+            If the table has no words.
+        """
+        try:
+            return self._ids[word]
+        except KeyError:
+            raise KeyError(f"no word {word!r}") from None
+
+    def __getitem__(self, word: str) -> Array:
+        """Row of a word, (dim,); errors as in `id_of`."""
+        return self.lookup(self.id_of(word))
+
+    def __contains__(self, word: object) -> bool:
+        """Whether there is a row for a word."""
+        return word in self._ids
+
+    def most_similar(self, query: Any, n: int = 10) -> list[tuple[Any, float]]:
+        """Rows of the largest cosine with a word or a vector.
+
+        Parameters
+        ----------
+        query : str or (dim,)
+            A word of the table is not its own neighbour.
+        n : int
+
+        Returns
+        -------
+        list of (str, float)
+            Word, or id where the table has no words, and cosine; a row of zeros has cosine 0.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If the word is not known, or the vector not as wide as the table.
+        """
+        own = self.id_of(query) if isinstance(query, str) else None
+        vector = self.lookup(own) if own is not None else np.asarray(query, self.dtype)
+        scores = self.scores(vector[None])[0]
+        lengths = self._norms * np.linalg.norm(vector)
+        cosines = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+        if own is not None:
+            cosines[own] = -np.inf
+        n = min(checks.positive("n", n), self.vocab_size - (own is not None))
+        best = np.argsort(-cosines, kind="stable")[:n].tolist()
+        return [(i if self._vocabulary is None else self._vocabulary[i], float(cosines[i])) for i in best]
+
+    @property
     def compression_ratio(self) -> float:
         """32 bits an entry of the full table over the bits stored (that of the paper; nothing left out)."""
         return 32 * self.vocab_size * self.dim / max(1, sum(self.bits().values()))
@@ -166,10 +260,17 @@ class Compressed(ABC):
         """
         from safetensors.numpy import save
 
-        arrays = {name: as_stored(array) for name, array in self.arrays().items()}
+        arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
         config = self.config()
         head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
         write_atomically(path, save(arrays, {"dpq_ref": json.dumps(head | config)}))
+
+    def _word_arrays(self) -> dict[str, np.ndarray]:
+        if self._vocabulary is None:
+            return {}
+        encoded = [word.encode() for word in self._vocabulary]
+        text, lengths = np.frombuffer(b"".join(encoded), np.uint8), np.array([*map(len, encoded)], np.uint32)
+        return dict(zip(WORDS, (text, lengths), strict=True))
 
     def __repr__(self) -> str:  # noqa: D105
         return (
@@ -227,10 +328,15 @@ def load(path: str | os.PathLike) -> Compressed:
         )
     if digest != _digest(kind, config, arrays):
         raise ValueError(f"{path} is damaged: its contents do not match their checksum")
+    text, lengths = (arrays.pop(name, None) for name in WORDS)
     try:
-        return KINDS[kind].from_stored(arrays, config)
+        table = KINDS[kind].from_stored(arrays, config)
+        if text is not None:
+            ends = np.cumsum(lengths, dtype=np.int64).tolist()
+            table.words = [text[a:b].tobytes().decode() for a, b in zip([0, *ends], ends, strict=False)]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
+    return table
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:

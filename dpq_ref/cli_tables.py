@@ -1,0 +1,394 @@
+"""Commands on embedding tables in files: compress, inspect, evaluate, look up, convert, verify."""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from baselines import METHODS
+
+SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar": "uniform"}
+SLOW = {"compositional", "kd-codes", "dpq", "near-lossless"}  # trained by gradients: not among "best"
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+WORST = 10  # words that `evaluate` shows
+
+_INPUT = click.Path(exists=True, dir_okay=False)
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_tensor = click.option("--tensor", help="Which tensor of a .safetensors. Default: the one named embedding.")
+_words = click.option(
+    "--words", "word_file", type=_INPUT, help="The words of the rows, one a line, where TABLE has none."
+)
+_frequencies = click.option(
+    "--frequencies", type=_INPUT, help="A word and its count a line (.gz and .xz, too): the words' weights."
+)
+
+
+class Size(click.ParamType):
+    """Bytes, with or without a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:  # noqa: D102
+        match = re.fullmatch(r"([0-9.]+) ?(k|M|G|Ki|Mi|Gi|)B?", str(value))
+        try:
+            return int(float(match[1]) * UNITS[match[2]]) if match else self.fail(f"{value}: as in 5MB")
+        except ValueError:
+            self.fail(f"{value}: as in 5MB", param, context)
+
+
+class Parameter(click.ParamType):
+    """One parameter of a method, NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[str, Any]:  # noqa: D102
+        name, equals, text = value.partition("=")
+        if not (name.isidentifier() and equals):
+            self.fail(f"{value}: as in n_codes=64", param, context)
+        try:
+            return name, json.loads(text.lower() if text in ("True", "False") else text)
+        except ValueError:
+            return name, text
+
+
+@click.command()
+@click.argument("table", type=_INPUT)
+@click.option("-o", "--output", type=_OUTPUT, required=True, help="Where to write it, a .safetensors.")
+@click.option(
+    "--method",
+    type=click.Choice(["best", *METHODS, *SHORT]),
+    default="product",
+    show_default=True,
+    metavar="NAME",
+    help="A method of the README's table (product or pq, optimized-product or opq, low-rank, group-reduce, "
+    "uniform or scalar, iiq, ...), or best: the one with the least error.",
+)
+@click.option("--ratio", type=float, help="Times smaller than 32 bits an entry.")
+@click.option("--bits", type=click.IntRange(1), help="Bits of the whole table.")
+@click.option(
+    "--budget", type=Size(), help="The same in bytes, as in 5MB or 300KiB. Words and header come on top."
+)
+@click.option(
+    "--parameter",
+    "parameters",
+    type=Parameter(),
+    multiple=True,
+    help="A parameter of the method, as in n_codes=64; may be repeated.",
+)
+@_frequencies
+@_words
+@_tensor
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_json
+def compress(
+    table: str,
+    output: Path,
+    method: str,
+    ratio: float | None,
+    bits: int | None,
+    budget: int | None,
+    parameters: tuple[tuple[str, Any], ...],
+    frequencies: str | None,
+    word_file: str | None,
+    tensor: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compress a TABLE of embeddings to a size.
+
+    TABLE is text as of GloVe, word2vec or fastText (.gz and .xz, too), word2vec's .bin, an .npz with the
+    arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and --budget it
+    takes one; or the parameters of the method that decide the size. The result is as close to the size as it
+    can be without exceeding it.
+    """
+    if output.suffix != ".safetensors":
+        raise click.UsageError(f"--output {output}: it takes a name that ends in .safetensors")
+    if sum(size is not None for size in (ratio, bits, budget)) > 1:
+        raise click.UsageError("--ratio, --bits and --budget: it takes one of them")
+    size = {"ratio": ratio, "bits": 8 * budget if budget is not None else bits}
+    given = {name: value for name, value in size.items() if value is not None} | dict(parameters)
+    vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
+    if method == "best":
+        made, report = _best(vectors, weights, given, seed, as_json)
+    else:
+        made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed)
+    made.words = words
+    made.save(output)
+    _say({"table": source, **report, **_contents(made, output)}, as_json)
+
+
+def _read(table: str, tensor: str | None, word_file: str | None, frequencies: str | None) -> Any:
+    """Vectors, words, where they come from, and weights, of the options."""
+    import numpy as np
+
+    from dpq_ref.datasets.words import counts_for, read_frequencies
+    from dpq_ref.tables import read_table, read_words
+
+    words, vectors, source = read_table(table, tensor=tensor)
+    if word_file is not None:
+        words = read_words(word_file)
+        if len(words) != len(vectors):
+            raise ValueError(f"{word_file} has {len(words)} words, and {table} {len(vectors)} rows")
+    weights = None
+    if frequencies is not None:
+        if words is None:
+            raise ValueError(f"{table} has no words, which frequencies need: --words")
+        weights = np.maximum(counts_for(words, read_frequencies(frequencies)), 1).astype(np.float64)
+    return vectors, words, source, weights
+
+
+def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """Compressed table of a method, and what to say of it."""
+    from baselines import REGISTRY
+    from dpq_ref.metrics import relative_error
+
+    try:
+        estimator = REGISTRY[method](**parameters)
+    except TypeError:
+        takes = ", ".join(sorted(REGISTRY[method]().get_params()))
+        raise ValueError(f"{method} has no parameter {' or '.join(parameters)}; it takes {takes}") from None
+    if "random_state" in estimator.get_params():
+        estimator.set_params(random_state=seed)
+    start = time.perf_counter()
+    made = estimator.fit(vectors, sample_weight=weights).compress()
+    seconds = time.perf_counter() - start
+    report = {"method": method, "relative_error": relative_error(vectors, made.reconstruct())}
+    if weights is not None:
+        report["weighted_relative_error"] = relative_error(vectors, made.reconstruct(), weights)
+    return made, report | {"fit_seconds": round(seconds, 3)}
+
+
+def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool) -> tuple[Any, Any]:
+    """Try the methods at one budget; the table of the least error, and what to say of all."""
+    if len(given) != 1 or not given.keys() <= {"ratio", "bits"}:
+        raise click.UsageError(
+            "--method best: it takes one of --ratio, --bits and --budget, and no parameter"
+        )
+    best, tried = None, []
+    judge = "relative_error" if weights is None else "weighted_relative_error"
+    for method in METHODS:
+        if method in SLOW:
+            continue
+        try:
+            made, report = _fit(method, vectors, weights, given, seed)
+        except ValueError as error:
+            if not quiet:
+                click.echo(f"{method:18} {error}", err=True)
+            continue
+        ratio = round(made.compression_ratio, 3)
+        tried.append(
+            {"method": method, "compression_ratio": ratio, "relative_error": report["relative_error"]}
+        )
+        if not quiet:
+            line = f"{ratio:8.1f} times smaller, relative error {report['relative_error']:.4f}"
+            click.echo(f"{method:18} {line}, {report['fit_seconds']:.1f} s", err=True)
+        if best is None or report["relative_error"] < best[1]["relative_error"]:
+            best = made, report
+    if best is None:
+        raise ValueError("no method meets the budget")
+    for entry in tried:  # the front: none is both smaller and better
+        entry["pareto"] = not any(
+            other["compression_ratio"] >= entry["compression_ratio"] and other[judge] < entry[judge]
+            for other in tried
+        )
+    return best[0], best[1] | {"tried": tried}
+
+
+def _contents(table: Any, path: Path) -> dict[str, Any]:
+    """Say what a file holds, for `inspect` and at the end of `compress`."""
+    return {
+        "file": str(path),
+        "file_bytes": path.stat().st_size,
+        "kind": table.kind,
+        "rows": table.vocab_size,
+        "dim": table.dim,
+        "bits": table.bits(),
+        "compression_ratio": round(table.compression_ratio, 3),
+        "words": table.words is not None,
+        "arrays": {name: f"{a.dtype} {list(a.shape)}" for name, a in table.arrays().items()},
+    }
+
+
+def _say(report: dict[str, Any], as_json: bool) -> None:
+    """Print a report, as JSON or a line each."""
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    for name, value in report.items():
+        if name == "tried":
+            value = ", ".join(entry["method"] for entry in value if entry["pareto"]) + " on the Pareto front"
+        elif isinstance(value, dict):
+            parts = (f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items())
+            value = ", ".join(parts)
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        elif isinstance(value, float):
+            value = f"{value:.6g}"
+        click.echo(f"{name.replace('_', ' '):20} {value}")
+
+
+@click.command()
+@click.argument("file", type=_INPUT)
+@_json
+def inspect(file: str, as_json: bool) -> None:
+    """Show what a compressed FILE holds: kind, shape, bits by part, arrays."""
+    from dpq_ref.compressed import load
+
+    _say(_contents(load(file), Path(file)), as_json)
+
+
+@click.command()
+@click.argument("file", type=_INPUT)
+@_json
+def verify(file: str, as_json: bool) -> None:
+    """Check a compressed FILE against its checksum; exit status 1 if it is damaged."""
+    from dpq_ref.compressed import load
+
+    table = load(file)
+    _say(
+        {"file": file, "whole": True, "kind": table.kind, "rows": table.vocab_size, "dim": table.dim}, as_json
+    )
+
+
+@click.command()
+@click.argument("file", type=_INPUT)
+@click.argument("table", type=_INPUT)
+@_frequencies
+@click.option(
+    "--sets",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of word sets: similarity (*.tsv), questions-words.txt, BLESS.txt.",
+)
+@_tensor
+@_json
+def evaluate(
+    file: str, table: str, frequencies: str | None, sets: str | None, tensor: str | None, as_json: bool
+) -> None:
+    """Judge a compressed FILE by the TABLE that it stands for.
+
+    Errors, neighbours kept, spectra; with --sets word similarity and analogies, before and after; and the
+    words whose vectors have changed most, by error relative to their length.
+    """
+    import numpy as np
+
+    from dpq_ref.compressed import load
+    from dpq_ref.metrics import METRICS, judge
+    from figures.tables import Paths, judge_words
+    from figures.tables import read as read_words_too
+
+    made = load(file)
+    data = read_words_too(Paths(table, frequencies, sets, tensor))
+    rows, full = made.reconstruct(), data.vectors
+    if rows.shape != full.shape:
+        raise ValueError(f"{file} has {rows.shape} entries, and {table} {full.shape}")
+    metrics = judge(full, rows, data.weights)
+    before, after = judge_words(data, full), judge_words(data, rows, made)
+    lengths = np.linalg.norm(full, axis=1)
+    loss = np.linalg.norm(rows - full, axis=1) / np.where(lengths > 0, lengths, 1)
+    worst = np.argsort(-loss, kind="stable")[:WORST].tolist()
+    names = data.words or range(len(full))
+    report = {
+        "compression_ratio": made.compression_ratio,
+        "metrics": metrics,
+        "words": {name: {"before": before.get(name), "after": value} for name, value in after.items()},
+        "worst": [{"word": names[i], "relative_loss": float(loss[i])} for i in worst],
+    }
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    click.echo(f"{'compression ratio':52} {made.compression_ratio:.1f}")
+    for name, value in metrics.items():
+        click.echo(f"{METRICS[name].axis:52} {value:.5g}")
+    for name, value in after.items():
+        label = METRICS[name].axis if name in METRICS else name
+        was = f"{before[name]:.4g} -> " if name in before else ""
+        click.echo(f"{label:52} {was}{value:.4g}")
+    click.echo("largest relative loss: " + ", ".join(f"{names[i]} {loss[i]:.2f}" for i in worst))
+
+
+def _asked(words: tuple[str, ...]) -> list[str]:
+    """Words of the command line, or one a line from standard input."""
+    return list(words) if words else [line.rstrip("\r\n") for line in sys.stdin]
+
+
+def _row(table: Any, word: str) -> int:
+    """Row of a word, or of an id where the table has no words."""
+    try:
+        if table.words is not None:
+            return table.id_of(word)
+        row = int(word)
+        if 0 <= row < table.vocab_size:
+            return row
+        raise KeyError(f"no row {row}: there are {table.vocab_size}")
+    except KeyError as error:
+        near = table.words is not None and word.lower() in table
+        raise ValueError(error.args[0] + (f"; there is {word.lower()!r}" if near else "")) from None
+    except ValueError:
+        raise ValueError(f"{word!r}: the table has no words; it takes numbers of rows") from None
+
+
+@click.command()
+@click.argument("file", type=_INPUT)
+@click.argument("words", nargs=-1)
+@_json
+def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
+    """Print the vectors of WORDS from a compressed FILE, a word and its numbers a line.
+
+    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    """
+    from dpq_ref.compressed import load
+
+    table = load(file)
+    for word in _asked(words):
+        vector = table.lookup(_row(table, word))
+        line = {"word": word, "vector": vector.tolist()}
+        click.echo(
+            json.dumps(line, ensure_ascii=False) if as_json else f"{word} {' '.join(map(str, vector))}"
+        )
+
+
+@click.command()
+@click.argument("file", type=_INPUT)
+@click.argument("words", nargs=-1)
+@click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Neighbours of each.")
+@_json
+def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
+    """Print the rows of a compressed FILE that are most like each of WORDS, by cosine.
+
+    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    """
+    from dpq_ref.compressed import load
+
+    table = load(file)
+    for word in _asked(words):
+        row = _row(table, word)
+        query = word if table.words is not None else table.lookup(row)
+        found = [entry for entry in table.most_similar(query, n + 1) if entry[0] != row][:n]
+        if as_json:
+            click.echo(json.dumps({"word": word, "similar": found}, ensure_ascii=False))
+        else:
+            click.echo(f"{word}: " + ", ".join(f"{other} {cosine:.3f}" for other, cosine in found))
+
+
+@click.command()
+@click.argument("table", type=_INPUT)
+@click.argument("output", type=_OUTPUT)
+@_words
+@_tensor
+def convert(table: str, output: Path, word_file: str | None, tensor: str | None) -> None:
+    """Write a TABLE, compressed or not, in the format of OUTPUT's ending: .txt, .vec, .bin, .npz or .npy."""
+    from dpq_ref.tables import write_table
+
+    vectors, words, _, _ = _read(table, tensor, word_file, None)
+    write_table(output, words, vectors)
+    click.echo(output)
+
+
+COMMANDS = compress, inspect, evaluate, lookup, similar, convert, verify

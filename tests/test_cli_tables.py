@@ -1,0 +1,181 @@
+"""The commands on tables, as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dpq_ref import load
+from dpq_ref.cli import main
+from dpq_ref.cli_tables import Parameter, Size
+from dpq_ref.metrics import relative_error
+from dpq_ref.tables import read_table, write_table
+
+RNG = np.random.default_rng(0)
+VECTORS = (RNG.standard_normal((60, 3)) @ RNG.standard_normal((3, 8))).astype(np.float32)
+NAMES = [f"w{i}" for i in range(60)]
+
+
+def run(*arguments, code=0, **options):
+    result = CliRunner().invoke(main, [*map(str, arguments)], **options)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_table(tmp_path / "t.txt", NAMES, VECTORS)
+    (tmp_path / "f.txt").write_text("".join(f"{word} {60 - i}\n" for i, word in enumerate(NAMES)))
+    return tmp_path
+
+
+@pytest.fixture
+def made(folder):
+    run("compress", folder / "t.txt", "-o", folder / "t.safetensors", "--method", "scalar", "--ratio", 3)
+    return folder / "t.safetensors"
+
+
+def test_compress_says_what_the_file_is(folder):
+    out = folder / "t.safetensors"
+    arguments = "compress", folder / "t.txt", "-o", out, "--method", "low-rank", "--parameter", "rank=3"
+    report = json.loads(run(*arguments, "--json"))
+    table = load(out)
+    assert report["bits"] == table.bits() and report["file_bytes"] == out.stat().st_size
+    assert report["relative_error"] == relative_error(VECTORS, table.reconstruct()) < 1e-10  # of rank 3
+    assert table.words == NAMES
+    assert json.loads(run("inspect", out, "--json")).items() <= report.items()
+    assert "low-rank" in run(*arguments)
+
+
+def test_the_budget_in_three_ways(folder):
+    files = []
+    for name, size in (("a", ("--ratio", 4)), ("b", ("--bits", 3840)), ("c", ("--budget", "480B"))):
+        files.append(folder / f"{name}.safetensors")
+        run("compress", folder / "t.txt", "-o", files[-1], "--method", "scalar", *size)
+    assert len({path.read_bytes() for path in files}) == 1
+    assert sum(load(files[0]).bits().values()) <= 3840
+
+
+def test_frequencies_change_what_is_learnt(folder):
+    errors = []
+    for more in ((), ("--frequencies", folder / "f.txt")):
+        arguments = "--method", "pq", "--ratio", 4, "--json", *more
+        errors.append(
+            json.loads(run("compress", folder / "t.txt", "-o", folder / "a.safetensors", *arguments))
+        )
+    assert "weighted_relative_error" not in errors[0] and "weighted_relative_error" in errors[1]
+    assert errors[0]["relative_error"] != errors[1]["relative_error"]
+
+
+def test_best_is_the_least_error_of_all_tried(folder):
+    out = folder / "b.safetensors"
+    arguments = "compress", folder / "t.txt", "-o", out, "--method", "best", "--bits", 9000
+    report = json.loads(run(*arguments, "--json"))
+    assert len(report["tried"]) > 5
+    assert report["relative_error"] == min(entry["relative_error"] for entry in report["tried"])
+    assert sum(load(out).bits().values()) <= 9000
+    front = [entry for entry in report["tried"] if entry["pareto"]]
+    assert report["method"] in [entry["method"] for entry in front]
+    assert "Pareto front" in run(*arguments)
+    assert "takes one of" in run(*arguments, "--parameter", "rank=3", code=2)
+
+
+def test_look_up_and_neighbours(made):
+    table = load(made)
+    line = run("lookup", made, "w3").split()
+    assert line[0] == "w3"
+    np.testing.assert_array_equal(np.float32(line[1:]), table["w3"])
+    from_input = run("lookup", made, "--json", input="w1\nw2\n").splitlines()
+    assert [json.loads(x)["word"] for x in from_input] == ["w1", "w2"]
+    similar = json.loads(run("similar", made, "w3", "-n", 2, "--json"))
+    assert similar["similar"] == [list(pair) for pair in table.most_similar("w3", 2)]
+    assert run("lookup", made, "W3", code=1) == "Error: no word 'W3'; there is 'w3'\n"
+
+
+def test_rows_by_number_where_there_are_no_words(folder):
+    write_table(folder / "t.npy", None, VECTORS)
+    out = folder / "n.safetensors"
+    run("compress", folder / "t.npy", "-o", out, "--method", "half")
+    assert run("lookup", out, 3).split()[0] == "3"
+    (found,) = json.loads(run("similar", out, 3, "-n", 1, "--json"))["similar"]
+    assert found[0] != 3
+    assert "60" in run("lookup", out, 60, code=1) and "numbers of rows" in run("lookup", out, "x", code=1)
+    (folder / "words").write_text("\n".join(NAMES) + "\n")
+    run("compress", folder / "t.npy", "-o", out, "--method", "half", "--words", folder / "words")
+    assert load(out).words == NAMES
+    (folder / "words").write_text("a\n")
+    assert "1 words" in run(
+        "convert", folder / "t.npy", folder / "x.txt", "--words", folder / "words", code=1
+    )
+
+
+def test_evaluate(folder, made):
+    (folder / "sets").mkdir()
+    lines = [f"w{i}\tw{i + 1}\t{i}\n" for i in range(55)]
+    (folder / "sets" / "pairs.tsv").write_text("".join(lines))
+    arguments = "evaluate", made, folder / "t.txt", "--sets", folder / "sets"
+    report = json.loads(run(*arguments, "--json"))
+    rows = load(made).reconstruct()
+    assert report["metrics"]["relative_error"] == relative_error(VECTORS, rows)
+    loss = np.linalg.norm(rows - VECTORS, axis=1) / np.linalg.norm(VECTORS, axis=1)
+    assert [entry["word"] for entry in report["worst"][:2]] == [NAMES[i] for i in np.argsort(-loss)[:2]]
+    assert set(report["words"]["word_similarity"]) == {"before", "after"}
+    assert "->" in run(*arguments)
+    write_table(folder / "other.txt", NAMES[:5], VECTORS[:5])
+    assert "(5, 8)" in run("evaluate", made, folder / "other.txt", code=1)
+
+
+def test_convert_and_verify(folder, made):
+    run("convert", made, folder / "back.bin")
+    words, vectors, _ = read_table(folder / "back.bin")
+    assert words == NAMES
+    np.testing.assert_array_equal(vectors, load(made).reconstruct())
+    assert json.loads(run("verify", made, "--json"))["whole"] is True
+    content = made.read_bytes()
+    made.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "checksum" in run("verify", made, code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["-o", "x.npz"], 2, "ends in .safetensors"),
+        (["-o", "x.safetensors", "--ratio", "4", "--budget", "1k"], 2, "takes one of them"),
+        (["-o", "x.safetensors", "--method", "pq", "--parameter", "rank=3"], 1, "no parameter rank"),
+        (["-o", "x.safetensors", "--method", "pq"], 1, "n_groups"),
+        (["-o", "x.safetensors", "--method", "low-rank", "--ratio", "1000"], 1, "the nearest are"),
+        (["-o", "x.safetensors", "--budget", "many"], 2, "as in 5MB"),
+        (["-o", "x.safetensors", "--tensor", "a"], 1, "no .safetensors"),
+        (["-o", "no/folder/x.safetensors", "--method", "half"], 1, "No such file"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, says, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    output = run("compress", "t.txt", *arguments, code=code)
+    assert says in output and "Traceback" not in output
+    assert not [path for path in folder.iterdir() if path.suffix in (".npz", ".safetensors")]
+
+
+def test_debug_lets_the_error_through(folder):
+    with pytest.raises(ValueError, match="n_groups"):
+        CliRunner().invoke(
+            main,
+            ["--debug", "compress", str(folder / "t.txt"), "-o", str(folder / "x.safetensors")],
+            catch_exceptions=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5MB", 5_000_000), ("1.5 KiB", 1536), ("12", 12), ("7B", 7), ("2G", 2 * 10**9)]
+)
+def test_sizes(text, size):
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("64", 64), ("0.5", 0.5), ("True", True), ("row", "row"), ("a=b", "a=b")],
+)
+def test_parameters(text, value):
+    assert Parameter().convert(f"x={text}", None, None) == ("x", value)
