@@ -51,7 +51,7 @@ def read_text_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     words: list[str] = []
-    tables: list[NDArray[np.float32]] = []
+    table = np.empty(0, np.float32)
     stated = dim = None
     number = 0  # of the lines before
     try:
@@ -66,7 +66,9 @@ def read_text_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np
                     dim = len(fields) - 1
                 if dim < 1:
                     raise ValueError(f"line 1: takes a word and numbers, got {bytes(block[:60])!r}")
-            vectors = np.empty((len(starts) - 1, dim), np.float32)
+            # The system moves pages of a large array rather than copy it: there is never a second one.
+            table.resize((len(words) + len(starts) - 1, dim), refcheck=False)
+            vectors = table[len(words) :]
             ends = read_lines(np.frombuffer(block, np.uint8), starts, vectors)
             for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=False)):
                 number += 1
@@ -74,12 +76,11 @@ def read_text_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np
                     end, vectors[i] = _line(number, bytes(block[start : starts[i + 1]]), dim)
                     end += start
                 words.append(block[start:end].decode())
-            tables.append(vectors)
         if not words or (stated is not None and len(words) != stated):
             raise ValueError(
                 f"{len(words)} rows{'' if stated is None else f', and its header says {stated}'}"
             )
-        return words, checks.as_table(np.concatenate(tables), "vectors")
+        return words, checks.as_table(table, "vectors")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, line {number}: {error}") from error
     except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:

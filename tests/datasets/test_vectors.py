@@ -2,6 +2,8 @@
 
 import gzip
 import lzma
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +108,26 @@ def test_no_file_and_damaged_files(tmp_path):
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ValueError, match=name):
             read_text_table(path)
+
+
+PEAK = """
+import resource, sys
+from dpq_ref.datasets.vectors import read_text_table
+peaks = []
+for path in sys.argv[1:]:
+    vectors = read_text_table(path)[1]
+    peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[1] - peaks[0]) / vectors.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kB")
+def test_there_is_never_a_second_table(tmp_path):
+    n, numbers = 200_000, " ".join(["0.5", "0.25", "1"] * 100)
+    (tmp_path / "one.txt").write_text(f"w {numbers}\n")
+    with (tmp_path / "many.txt").open("w") as file:
+        file.writelines(f"w{i} {numbers}\n" for i in range(n))
+    paths = [tmp_path / "one.txt", tmp_path / "many.txt"]
+    peak = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
+    assert float(peak.stdout) < 1.6  # with the words and the blocks that are read; 2.3 with a second table
