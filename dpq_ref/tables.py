@@ -11,7 +11,6 @@ name ends in           format
 =====================  =========================================================================
 """
 
-import json
 import mmap
 import os
 import re
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpq_ref import checks
-from dpq_ref.compressed import load, write_atomically
+from dpq_ref.compressed import load, map_tensor, write_atomically
 from dpq_ref.datasets.files import read_text
 from dpq_ref.datasets.vectors import read_text_table
 from dpq_ref.datasets.words import read_npz_table
@@ -32,7 +31,7 @@ __all__ = ["WordVectors", "read_table", "read_words", "write_table"]
 
 EMBEDDING = re.compile(r"embed|\bwte\b|lookup", re.IGNORECASE)
 NO_VOCABULARY = re.compile(r"position|token_type|segment|norm", re.IGNORECASE)
-REALS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # of safetensors
+REALS = {"F64", "F32", "F16", "BF16"}  # of safetensors
 LONGEST_WORD = 1 << 12  # bytes, in word2vec's binary format
 
 
@@ -158,22 +157,13 @@ def _read_safetensors(path: Path, tensor: str | None) -> WordVectors:
     elif tensor not in tables:
         raise ValueError(f"{path}: no table {tensor!r}; it has {', '.join(tables) or 'none'}")
     try:
-        vectors = checks.as_table(_map_tensor(path, tensor), "the tensor")
+        stored = map_tensor(path, tensor)
+        if found[tensor][0] == "BF16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        vectors = checks.as_table(stored, "the tensor")
     except ValueError as error:
         raise ValueError(f"{path}, {tensor}: {error}") from error
     return WordVectors(None, vectors, f"{path}: {tensor}")
-
-
-def _map_tensor(path: Path, name: str) -> Array:
-    """Map a tensor of a file whose header the library has checked; bfloat16, which NumPy lacks, widened."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
-    start, shape = 8 + size + entry["data_offsets"][0], tuple(entry["shape"])
-    if 0 in shape:
-        return np.empty(shape, np.float32)
-    stored = np.memmap(path, REALS[entry["dtype"]], "r", offset=start, shape=shape)
-    return (stored.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else stored
 
 
 def write_table(path: str | os.PathLike, words: Sequence[str] | None, vectors: Array) -> None:

@@ -1,6 +1,6 @@
 """What every method ends in: a table that is looked up, counted in bits, and kept in one file."""
 
-from dpq_ref.compressed.base import Compressed, as_stored, load, write_atomically
+from dpq_ref.compressed.base import Compressed, as_stored, load, map_tensor, write_atomically
 from dpq_ref.compressed.blocks import BlockTable
 from dpq_ref.compressed.dense import DenseTable, to_bfloat16
 from dpq_ref.compressed.factored import FactoredTable
@@ -20,6 +20,7 @@ __all__ = [
     "as_stored",
     "hamming_similarity",
     "load",
+    "map_tensor",
     "to_bfloat16",
     "uniform_levels",
     "write_atomically",

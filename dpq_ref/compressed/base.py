@@ -12,7 +12,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,6 +23,10 @@ from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 FORMAT = 1
 KINDS: dict[str, type["Compressed"]] = {}  # by name, each entered when its class is made
+DTYPES = {  # of safetensors
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "U16": "<u2"},
+    **{"I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8", "BOOL": "?"},
+}
 WORDS = "words.text", "words.lengths"  # arrays of a file: UTF-8 end to end, and the bytes of each word
 
 
@@ -52,6 +56,7 @@ class Compressed(ABC):
     dim: int
     dtype: np.dtype
     _vocabulary: list[str] | None = None
+    _stored_words: tuple[np.ndarray, np.ndarray] | None = None  # of a file, until they are asked for
 
     def __init_subclass__(cls) -> None:  # noqa: D105
         KINDS[cls.kind] = cls
@@ -170,20 +175,24 @@ class Compressed(ABC):
 
     @property
     def words(self) -> list[str] | None:  # noqa: D102
+        if self._stored_words is not None:
+            text, lengths = self._stored_words
+            ends = np.cumsum(lengths, dtype=np.int64).tolist()
+            self.words = [text[a:b].tobytes().decode() for a, b in zip([0, *ends], ends, strict=False)]
         return self._vocabulary
 
     @words.setter
     def words(self, words: Iterable[str] | None) -> None:
-        self._vocabulary = None if words is None else list(words)
+        self._stored_words, self._vocabulary = None, None if words is None else list(words)
         if self._vocabulary is not None and len(self._vocabulary) != self.vocab_size:
             raise ValueError(f"{len(self._vocabulary)} words for {self.vocab_size} rows")
         self.__dict__.pop("_ids", None)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        if self._vocabulary is None:
+        if self.words is None:
             raise ValueError("the table has no words; set `words`, or look up ids")
-        return {word: i for i, word in reversed(list(enumerate(self._vocabulary)))}
+        return {word: i for i, word in reversed(list(enumerate(self.words)))}
 
     @cached_property
     def _norms(self) -> Array:
@@ -244,7 +253,8 @@ class Compressed(ABC):
             cosines[own] = -np.inf
         n = min(checks.positive("n", n), self.vocab_size - (own is not None))
         best = np.argsort(-cosines, kind="stable")[:n].tolist()
-        return [(i if self._vocabulary is None else self._vocabulary[i], float(cosines[i])) for i in best]
+        names = range(self.vocab_size) if self.words is None else self.words
+        return [(names[i], float(cosines[i])) for i in best]
 
     @property
     def compression_ratio(self) -> float:
@@ -266,9 +276,9 @@ class Compressed(ABC):
         write_atomically(path, save(arrays, {"dpq_ref": json.dumps(head | config)}))
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
-        if self._vocabulary is None:
+        if self.words is None:
             return {}
-        encoded = [word.encode() for word in self._vocabulary]
+        encoded = [word.encode() for word in self.words]
         text, lengths = np.frombuffer(b"".join(encoded), np.uint8), np.array([*map(len, encoded)], np.uint32)
         return dict(zip(WORDS, (text, lengths), strict=True))
 
@@ -279,12 +289,15 @@ class Compressed(ABC):
         )
 
 
-def load(path: str | os.PathLike) -> Compressed:
+def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     """Read a file that `Compressed.save` wrote.
 
     Parameters
     ----------
     path : path-like
+    mapped : bool
+        Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
+        processes that do so. Then the checksum, which takes every byte, is not checked; without, it is.
 
     Returns
     -------
@@ -314,8 +327,9 @@ def load(path: str | os.PathLike) -> Compressed:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, AttributeError, TypeError) as error:  # the latter two: dtypes that NumPy lacks
+            read = partial(map_tensor, path) if mapped else file.get_tensor
+            arrays = {name: read(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, AttributeError, TypeError, KeyError) as error:  # the last: dtypes NumPy lacks
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     try:
         config = json.loads(metadata["dpq_ref"])
@@ -326,17 +340,30 @@ def load(path: str | os.PathLike) -> Compressed:
         raise ValueError(
             f"{path} has format {version!r}, kind {kind!r}; this version reads {FORMAT}, {sorted(KINDS)}"
         )
-    if digest != _digest(kind, config, arrays):
+    if not mapped and digest != _digest(kind, config, arrays):
         raise ValueError(f"{path} is damaged: its contents do not match their checksum")
     text, lengths = (arrays.pop(name, None) for name in WORDS)
     try:
         table = KINDS[kind].from_stored(arrays, config)
-        if text is not None:
-            ends = np.cumsum(lengths, dtype=np.int64).tolist()
-            table.words = [text[a:b].tobytes().decode() for a, b in zip([0, *ends], ends, strict=False)]
+        if text is not None and lengths is not None:
+            table._stored_words = text, lengths
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
     return table
+
+
+def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
+    """Map a tensor of a safetensors file that the library has opened; bfloat16 as uint16.
+
+    What is written to it does not go to the file; it is writeable, as kernels have one form of arguments.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "c", 8 + size + entry["data_offsets"][0], shape)
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:

@@ -431,6 +431,36 @@ def test_a_file_comes_back_the_same(tmp_path, make):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "table").read_bytes()
 
 
+@tables
+def test_a_mapped_file_is_the_same_table(tmp_path, make):
+    table, path = make(), tmp_path / "table"
+    table.words = [f"w{i}" for i in range(table.vocab_size)]
+    table.save(path)
+    mapped = load(path, mapped=True)
+    same(table, mapped)
+    assert mapped.words == table.words
+    np.testing.assert_array_equal(mapped.reconstruct(), table.reconstruct(), strict=True)
+    mapped.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_a_mapped_file_is_read_where_it_is_looked_up(tmp_path):
+    path = tmp_path / "table"
+    DenseTable(np.ones((2, 3), np.float32)).save(path)
+    mapped = load(path, mapped=True)
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(5).tobytes())
+    assert mapped.lookup(1)[2] == 5
+    mapped.values[0] = 7  # not to the file
+    assert load(path, mapped=True).lookup(0)[0] == 1
+    with pytest.raises(ValueError, match="checksum"):
+        load(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        load(path, mapped=True)
+
+
 LAYOUTS = {
     "fortran": np.asfortranarray,
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
