@@ -46,8 +46,8 @@ class Paths:
     table : str, .npz with `words` and `vectors`, or text as of GloVe
     frequencies : str or None, `word count` a line
     word_sets : str or None
-        Folder with similarity sets (*.tsv), analogies (questions-words.txt) and relations (BLESS.txt), all or
-        some, plain or compressed.
+        Folder with similarity sets (`*.tsv`), analogies (questions-words.txt) and relations (BLESS.txt), all
+        or some, plain or compressed.
     """
 
     table: str
