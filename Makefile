@@ -52,7 +52,7 @@ bench-kernels: $(VENV)/installed  ## has a kernel become slower against its refe
 	$(RUN) figures.speed --grid figures/grids/kernels.toml --against figures/results/kernels/speed.csv
 
 docs: $(DOCS)/installed  ## build the documentation: build/docs/index.html; a warning is an error
-	$(DOCS)/bin/python -m sphinx -W --keep-going -n -q -b html docs build/docs
+	$(DOCS)/bin/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs
 	@echo build/docs/index.html
 
 clean:  ## remove the environments, builds and caches; results stay

@@ -10,9 +10,12 @@ import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from latex2mathml.converter import convert
+from sphinx.util import logging
 
 import dpq_ref
 from dpq_ref.cli import main
+
+logger = logging.getLogger(__name__)
 
 project = "dpq-ref"
 author = "the dpq-ref authors"
@@ -32,20 +35,31 @@ numpydoc_show_class_members = False
 html_theme = "furo"
 html_title = f"dpq-ref {version}"
 html_copy_source = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["formulas.css"]
 html_math_renderer = "mathml"
 
 
+def mathml(node: Any, display: str) -> str:
+    """MathML of a formula; a command that is not known is a warning."""
+    text = convert(node.astext(), display=display)
+    if "\\" in text:
+        logger.warning("not known in formulas: %s", re.findall(r"\\\S+?\b", text), location=node)
+    # Browsers leave it to the letter to be bold.
+    bold = r'<mi mathvariant="bold">([A-Z])</mi>'
+    return re.sub(bold, lambda match: f"<mi>{chr(ord(match[1]) + ord('𝐀') - ord('A'))}</mi>", text)
+
+
 def inline_formula(translator: Any, node: nodes.math) -> None:
     """Write a formula within a line."""
-    translator.body.append(convert(node.astext()))
+    translator.body.append(mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def formula(translator: Any, node: nodes.math_block) -> None:
     """Write a formula on lines of its own; a wide one scrolls."""
-    translator.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    translator.body.append(f'<div class="formula">{mathml(node, "block")}</div>')
     raise nodes.SkipNode
 
 
@@ -57,7 +71,7 @@ class CommandHelp(Directive):
         return list(self._sections(main, "dpq-ref", None))
 
     def _sections(self, command: click.Command, name: str, parent: click.Context | None) -> Any:
-        with click.Context(command, info_name=name, parent=parent, **command.context_settings) as context:
+        with click.Context(command, parent, name, terminal_width=88, **command.context_settings) as context:
             text = command.get_help(context)
             section = nodes.section(ids=[context.command_path.replace(" ", "-")])
             section += nodes.title(text=context.command_path)

@@ -10,10 +10,13 @@ import click
 import numpy as np
 import pytest
 
+import baselines
 import dpq_ref
 from dpq_ref.cli import main
 from dpq_ref.compressed import ProductTable
+from dpq_ref.compressed.base import KINDS
 from dpq_ref.compressed.product import group_columns
+from dpq_ref.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,6 +87,22 @@ def test_links_lead_somewhere(page):
     here = (ROOT / page).parent
     missing = [link for link in LINK.findall(TEXT[page]) if link and not (here / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_files_and_tests_that_are_named_exist(page):
+    for path in re.findall(r"`((?:tests|dpq_ref|baselines|figures)/[^`*]*)`", TEXT[page]):
+        assert (ROOT / path).exists(), path
+    tests = "".join(path.read_text(encoding="utf8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_[a-z]\w*)`", TEXT[page]):
+        assert f"def {name}(" in tests or name in METRICS, name
+
+
+def test_every_kind_of_table_and_every_method_has_its_place():
+    kinds = re.findall(r"^### `(.+)`$", TEXT["docs/reference/file_format.md"], re.MULTILINE)
+    assert sorted(kinds) == sorted(KINDS)
+    for name in set(baselines.__all__) - {"REGISTRY", "Compressor"}:
+        assert f"`{name}`" in TEXT["docs/theory/baselines.md"], name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
