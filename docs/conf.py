@@ -3,6 +3,7 @@
 Formulas become MathML when the pages are made, so a browser shows them without script or network.
 """
 
+import importlib
 import re
 from typing import Any
 
@@ -13,7 +14,6 @@ from latex2mathml.converter import convert
 from sphinx.util import logging
 
 import dpq_ref
-from dpq_ref.cli import main
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ html_title = f"dpq-ref {version}"
 html_copy_source = False
 html_show_copyright = False
 html_static_path = ["_static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 
 
@@ -64,11 +64,16 @@ def formula(translator: Any, node: nodes.math_block) -> None:
 
 
 class CommandHelp(Directive):
-    """What each command prints with --help."""
+    """What a command (module and function) and those below it print with --help."""
+
+    required_arguments = 2
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         """Make a section of each command."""
-        return list(self._sections(main, "dpq-ref", None))
+        where, name = self.arguments
+        module, function = where.split(":")
+        return list(self._sections(getattr(importlib.import_module(module), function), name, None))
 
     def _sections(self, command: click.Command, name: str, parent: click.Context | None) -> Any:
         with click.Context(command, parent, name, terminal_width=88, **command.context_settings) as context:
