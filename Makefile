@@ -7,12 +7,13 @@ PROFILE ?= default
 VENV   := .venv
 ORACLE := .venv-oracle
 BENCH  := .venv-bench
+DOCS   := .venv-docs
 RUN    := $(VENV)/bin/python -m
 
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -50,8 +51,12 @@ bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and dr
 bench-kernels: $(VENV)/installed  ## has a kernel become slower against its reference? (seconds)
 	$(RUN) figures.speed --grid figures/grids/kernels.toml --against figures/results/kernels/speed.csv
 
+docs: $(DOCS)/installed  ## build the documentation: build/docs/index.html; a warning is an error
+	$(DOCS)/bin/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
+
 clean:  ## remove the environments, builds and caches; results stay
-	rm -rf $(VENV) $(ORACLE) $(BENCH) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(ORACLE) $(BENCH) $(DOCS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -62,6 +67,9 @@ $(ORACLE)/installed: pyproject.toml constraints.txt
 
 $(BENCH)/installed: pyproject.toml constraints.txt
 	$(call install,$(BENCH),bench)
+
+$(DOCS)/installed: pyproject.toml constraints.txt
+	$(call install,$(DOCS),docs)
 
 # $(call install,DIRECTORY,EXTRAS): interrupted at any point, it is taken up again by the next call. The stamp comes
 # last; an environment whose pip does not run is made anew; a package on which pip did not finish (INSTALLER is nearly

@@ -1,15 +1,15 @@
 """Rows of the paper (Chen, Li, Sun, ICML 2020), and results of ours that belong to them.
 
-The paper's rows are in paper.toml, each number with a mark of how well it is known. Ours are in a folder:
+The paper's rows are in paper.toml, each number with a mark of how well it is known. Ours are in a folder::
 
-<preset>-seed<seed>.json  result.json of `dpq-ref train --preset`, as it is (`add`)
-<start>-compressed.json   the model of preset <start>-full, compressed after training: a list of records of
-                          method, parameters, retrained, compression_ratio, seed, one metric of RELEASED
-                          (`add` takes it from a `dpq-ref compress-lm`)
-grid-<data>.json          DPQ of many K and D: a list of records of method, n_groups, n_codes, shared, one
-                          metric of RELEASED (`add` makes it of a `dpq-ref compare`)
-cost-<model>.json         what a training step costs (figures/cost.py)
-words-<name>.json         words with their codes and neighbours (`dpq-ref neighbours`)
+  <preset>-seed<seed>.json  result.json of `dpq-ref train --preset`, as it is (`add`)
+  <start>-compressed.json   the model of preset <start>-full, compressed after training: a list of records of
+                            method, parameters, retrained, compression_ratio, seed, one metric of RELEASED
+                            (`add` takes it from a `dpq-ref compress-lm`)
+  grid-<data>.json          DPQ of many K and D: a list of records of method, n_groups, n_codes, shared, one
+                            metric of RELEASED (`add` makes it of a `dpq-ref compare`)
+  cost-<model>.json         what a training step costs (figures/cost.py)
+  words-<name>.json         words with their codes and neighbours (`dpq-ref neighbours`)
 """
 
 import json

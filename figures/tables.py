@@ -46,8 +46,8 @@ class Paths:
     table : str, as `dpq_ref.tables.read_table` takes it
     frequencies : str or None, `word count` a line
     word_sets : str or None
-        Folder with similarity sets (*.tsv), analogies (questions-words.txt) and relations (BLESS.txt), all or
-        some, plain or compressed.
+        Folder with similarity sets (`*.tsv`), analogies (questions-words.txt) and relations (BLESS.txt), all
+        or some, plain or compressed.
     tensor : str or None
         Which one of a checkpoint.
     """
