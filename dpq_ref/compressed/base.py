@@ -353,17 +353,14 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
 
 
 def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
-    """Map a tensor of a safetensors file that the library has opened; bfloat16 as uint16.
-
-    What is written to it does not go to the file; it is writeable, as kernels have one form of arguments.
-    """
+    """Map a tensor of a safetensors file that the library has opened, read-only; bfloat16 as uint16."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(size))[name]
     dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "c", 8 + size + entry["data_offsets"][0], shape)
+    return np.memmap(path, dtype, "r", 8 + size + entry["data_offsets"][0], shape)
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ serial: Any = njit(**OPTIONS)
 parallel: Any = njit(**OPTIONS, parallel=True)
 # A product and its sum in one rounding; every lane of a vector does the same.
 fused: Any = njit(**OPTIONS, fastmath={"contract"})
-# And sums in vector registers, hence in another order than theirs.
+# And sums in vector registers, in an order that is the compiler's. A function of its own would have two, alone
+# and optimised once more in its caller, and the cache would decide which one runs: so it is part of its caller.
 SUMMED = {"contract", "reassoc", "nsz"}
-summed: Any = njit(**OPTIONS, fastmath=SUMMED)
+summed: Any = njit(**OPTIONS, fastmath=SUMMED, forceinline=True)
 parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
 inlined: Any = njit(inline="always", error_model="numpy")  # a call counts references to its arrays
 _intrinsic: Any = extending.intrinsic

@@ -1,6 +1,9 @@
 """The contract of the kernel sets: each primitive of `reference`, and what "equal" means for it."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -844,3 +847,33 @@ def test_one_blas_thread_and_then_as_many_as_before():
     finally:
         for library, n in zip(libraries, before, strict=True):
             library.set_num_threads(n)
+
+
+HASHES = """
+import hashlib, importlib.util, sys
+import numpy as np
+from dpq_ref.kernels import cpu
+spec = importlib.util.spec_from_file_location("contract", sys.argv[1])
+contract = importlib.util.module_from_spec(spec)
+sys.modules["contract"] = contract
+spec.loader.exec_module(contract)
+for name, row in contract.CONTRACT.items():
+    results = contract.as_tuple(getattr(cpu, name)(*row.arguments(contract.Draw(np.float32, 700))))
+    digest = hashlib.sha256()
+    for array in results:
+        digest.update(b"" if array is None else np.ascontiguousarray(array))
+    print(name, digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_now_or_long_ago(tmp_path):
+    """Numbers do not change when kernels come from the cache rather than from the compiler."""
+    command = [sys.executable, "-c", HASHES, __file__]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert len(runs[0].splitlines()) == len(CONTRACT)
+    assert [a for a, b in zip(*map(str.splitlines, runs), strict=True) if a != b] == []
