@@ -47,7 +47,7 @@ def inside(rows: Array, data: TextDataset, full: Array | None = None) -> dict[st
 
 
 def content_words(vocabulary: Any) -> list[str]:
-    """Choose words as `usual_words`, none of them a function word.
+    """Choose words as `usual_words`, more frequent ones, and none of them a function word.
 
     Examples
     --------
@@ -56,8 +56,8 @@ def content_words(vocabulary: Any) -> list[str]:
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    known = [word for word in vocabulary if word.isalpha() and word not in ENGLISH_STOP_WORDS]
-    return usual_words(known, N_WORDS) if known else []
+    of_content = [word for word in vocabulary if len(word) > 1 and word not in ENGLISH_STOP_WORDS]
+    return usual_words(of_content, N_WORDS, first=8)
 
 
 @one_thread
@@ -68,21 +68,22 @@ def singular_values(rows: Array) -> Array:
 
 
 def positions(rows: Array, full: Array) -> Array:
-    """Project unit vectors on the plane in which those of the full table vary most.
+    """Project unit vectors on the plane in which those of the full table vary most (principal components).
 
     Parameters
     ----------
     rows, full : (m, d)
-        Vectors of the same words, now and in the full table; the first word there is the origin.
+        Vectors of the same words, now and in the full table.
 
     Returns
     -------
     (m, 2) float64
     """
-    origin, *others = unit_rows(full)
-    _, _, axes = np.linalg.svd(np.array(others) - origin, full_matrices=False)
+    before = unit_rows(full)
+    centre = before.mean(axis=0)
+    _, _, axes = np.linalg.svd(before - centre, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2].sum(axis=1, keepdims=True))  # an SVD leaves the sign open
-    return (unit_rows(rows) - origin) @ axes.T
+    return (unit_rows(rows) - centre) @ axes.T
 
 
 def rounded(array: Any) -> list[Any]:
