@@ -298,7 +298,12 @@ def _spectra(stem: Path, settings: list[Setting]) -> list[Path]:
             values = values[values > ROUNDING * values[0]]
             ranks = np.arange(1, len(values) + 1)
             marked = np.unique(np.geomspace(1, len(values), 6).astype(int) - 1)
-            look: Row = {"lw": 1, "marker": marker, "ms": 4, "markevery": list(marked)}
+            look: Row = {
+                "lw": 1.8 if "dpq" in setting.method else 0.9,
+                "marker": marker,
+                "ms": 4,
+                "markevery": list(marked),
+            }
             if setting.method == "full":
                 look = {"lw": 3, "alpha": 0.35}
             (line,) = axes.plot(ranks, values, color=colour, zorder=2 + i, **look)
