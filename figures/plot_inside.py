@@ -383,6 +383,8 @@ def _neighbours(stem: Path, full: Setting, others: list[Setting]) -> list[Path]:
                     | {"rank": rank, "neighbour": other, "kept": same}
                 )
             axes.axhline(top - 0.7, color="0.7", lw=0.6)
+    note = "nearest by cosine; bold: of the same word in the full table, too"
+    axes.text(0, len(words) * (k + 2) + 2, note, fontsize=7, va="center")
     return save_figure(figure, stem, table)
 
 
