@@ -16,7 +16,7 @@ import numpy as np
 from baselines import METHODS
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
-from figures import plot_inside
+from figures import plot_inside, plot_neighbours
 from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
 
 COLUMNS = (
@@ -209,7 +209,7 @@ def draw(folder: str | os.PathLike) -> list[Path]:
                 written += draw_metric(folder, rows, metric, name)
         if any("code_usage" in record for record in records):
             written += _usage(folder, records)
-        written += plot_inside.draw(folder, records)
+        written += plot_inside.draw(folder, records) + plot_neighbours.draw(folder, records)
     return written
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpq_ref.datasets.text import build_dataset
-from figures import plot, plot_inside
+from figures import plot, plot_inside, plot_neighbours
 from figures.inside import content_words, inside, positions, rounded, singular_values
 
 
@@ -46,9 +46,9 @@ def test_moved_rows_are_seen_in_the_plane_of_the_full_ones():
     full = np.array(
         [[0.8, 0.0, 0.6], [-0.8, 0.0, 0.6], [0.0, 0.3, np.sqrt(0.91)], [0.0, -0.3, np.sqrt(0.91)]]
     )
-    moved = np.array([[0.0, 0.0, 1.0]] * 4)
+    moved = np.array([[0.5, 0.1, np.sqrt(0.74)]] * 4)
     np.testing.assert_allclose(np.abs(positions(full, full)), [[0.8, 0]] * 2 + [[0, 0.3]] * 2, atol=1e-12)
-    np.testing.assert_allclose(positions(moved, full), 0, atol=1e-12)
+    np.testing.assert_allclose(np.abs(positions(moved, full)), [[0.5, 0.1]] * 4, atol=1e-12)
 
 
 def test_words_are_frequent_ones_of_content():
@@ -152,7 +152,7 @@ def rows(path):
 
 
 def test_each_figure_shows_what_the_records_say(records, tmp_path):
-    written = plot_inside.draw(tmp_path, records)
+    written = plot_inside.draw(tmp_path, records) + plot_neighbours.draw(tmp_path, records)
     names = ["code_changes", "gradients", "spectra", "neighbours", "neighbourhoods"]
     assert [path.name for path in written if path.suffix == ".png"] == [f"{name}.png" for name in names]
 
@@ -205,10 +205,13 @@ def test_of_each_method_the_setting_nearest_in_ratio(records):
     assert [s.ratio for s in plot_inside.nearest_of_each(settings, 8.0)] == [9.0]
     assert [s.ratio for s in plot_inside.nearest_of_each(settings, 15.0)] == [9.0]  # 15/9 < 32/15
     assert plot_inside.nearest_of_each(settings, 100.0, factor=2) == []
+    assert plot_inside.middle_ratio(settings) == 7.0  # of one there is
     assert plot_inside.middle_ratio(plot_inside.settings_with("singular_values", records)) == 10.0
 
 
-def test_without_another_table_there_are_no_neighbours_to_compare(records, tmp_path):
-    assert {p.stem for p in plot_inside.draw(tmp_path, records[:1])} == {"gradients", "spectra"}
+def test_without_another_table_of_the_seed_there_are_no_neighbours_to_compare(records, tmp_path):
+    full, product = records[0], records[4]
+    later = record("product", 12.0, seed=1, **table_of(["aa", "bb"]))
     no_words = [record(m, r, neighbours={}, neighbourhoods={}) for m, r in (("full", 1.0), ("half", 2.0))]
-    assert plot_inside.draw(tmp_path, no_words) == []
+    for some in ([full], [product], [full, later], no_words, []):
+        assert plot_neighbours.draw(tmp_path, some) == []
