@@ -19,8 +19,10 @@ help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 
-figures: $(VENV)/installed  ## run the main comparison and draw it; PROFILE=quick for a short run
+figures: $(VENV)/installed  ## run the main comparison and a DPQ in the plane, and draw; PROFILE=quick for a short run
 	$(VENV)/bin/dpq-ref compare --profile $(PROFILE) --output figures/results/main
+	$(RUN) figures.geometry
+	$(RUN) figures.plot_geometry
 
 test: $(VENV)/installed  ## the default tests and the doctests
 	$(RUN) pytest

@@ -23,7 +23,7 @@ from dpq_ref.compressed import Compressed, write_atomically
 from dpq_ref.environment import environment
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import DPQEmbedding
-from dpq_ref.metrics import METRICS, code_usage
+from dpq_ref.metrics import METRICS, code_changes
 from dpq_ref.network import Network
 from dpq_ref.optim import Optimizer
 from dpq_ref.trainer import History, train
@@ -132,7 +132,7 @@ def fit(
     _claim(folder, config if patience is None else config | {"patience": patience})
     if on_start:
         on_start(steps)
-    embedding = getattr(model, "embedding", None)
+    embedding: Any = getattr(model, "embedding", None)
     progress = _restore(folder, model, optimizer)
     if progress.codes is None and isinstance(embedding, DPQEmbedding):
         progress.codes = embedding.all_codes()
@@ -142,11 +142,9 @@ def fit(
     def judge(step: int, loss: float) -> None:
         found = {"step": step, "loss": loss, "learning_rate": optimizer.learning_rate}
         found |= {"minutes": progress.history.seconds / 60} | evaluate()
-        if isinstance(embedding, DPQEmbedding):
+        if progress.codes is not None:
             codes = embedding.all_codes()
-            usage = code_usage(codes, embedding.n_codes)
-            found["codes_changed"] = float((codes != progress.codes).mean())
-            found["codes_used"], found["code_perplexity"] = usage.used.mean(), usage.perplexity.mean()
+            found |= code_changes(codes, progress.codes, embedding.n_codes)
             progress.codes = codes
         better = not progress.best or sign * found[metric] > sign * progress.best[metric]
         progress.evaluations.append(found)

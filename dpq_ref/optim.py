@@ -125,6 +125,21 @@ class Adam(Optimizer):
         self._update(gradient.values, *arrays, rows=gradient.rows)
 
 
+def gradient_norms(grads: dict[str, Any]) -> dict[str, float]:
+    """Euclidean norm of the gradient of each parameter.
+
+    Parameters
+    ----------
+    grads : dict of arrays or RowSparse
+
+    Examples
+    --------
+    >>> gradient_norms({"x": np.array([3.0, 4.0]), "rows": RowSparse(np.array([1]), np.array([[2.0]]), 9)})
+    {'x': 5.0, 'rows': 2.0}
+    """
+    return {name: float(np.sqrt(_squared_norm(_array(g)))) for name, g in grads.items()}
+
+
 def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
     """Scale all gradients by one factor, in place, so that their norm together is at most a limit.
 
@@ -154,12 +169,17 @@ def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
     """
     if not clip_norm > 0:
         raise ValueError(f"clip_norm={clip_norm}; it takes a number above 0")
-    arrays = [g.values if isinstance(g, RowSparse) else g for g in grads.values()]
+    arrays = [_array(g) for g in grads.values()]
     norm = float(np.sqrt(sum(_squared_norm(array) for array in arrays)))
     if clip_norm < norm < np.inf:
         for array in arrays:
             array *= array.dtype.type(clip_norm / norm)
     return norm
+
+
+def _array(gradient: Any) -> Array:
+    """Entries of a gradient that need not be zero."""
+    return gradient.values if isinstance(gradient, RowSparse) else gradient
 
 
 def _squared_norm(array: Array) -> float:

@@ -15,10 +15,10 @@ from dpq_ref.tasks.recipe import load_data
 Row = dict[str, Any]
 
 
-def usual_words(words: Sequence[str], n: int) -> list[str]:
+def usual_words(words: Sequence[str], n: int, first: int = 64) -> list[str]:
     """Choose n words, of letters alone, of a vocabulary from frequent to rare.
 
-    The first is the 64th, each next one twice as far down.
+    The first is the 64th, or whichever is asked for, each next one twice as far down.
 
     Examples
     --------
@@ -26,7 +26,7 @@ def usual_words(words: Sequence[str], n: int) -> list[str]:
     [64, 128, 256]
     """
     known = [word for word in words if word.isalpha()]
-    return list(dict.fromkeys(known[min(64 * 2**i, len(known)) - 1] for i in range(n)))
+    return list(dict.fromkeys(known[min(first * 2**i, len(known)) - 1] for i in range(n if known else 0)))
 
 
 def neighbours(

@@ -16,6 +16,7 @@ import numpy as np
 from baselines import METHODS
 from dpq_ref.compressed import write_atomically
 from dpq_ref.metrics import METRICS
+from figures import plot_inside, plot_neighbours
 from figures.style import RC, STYLES, read_records, save_figure, style_of, to_csv
 
 COLUMNS = (
@@ -203,10 +204,12 @@ def draw(folder: str | os.PathLike) -> list[Path]:
         one_size = ratios and max(ratios) < SAME * min(ratios)
         draw_metric = _dots if one_size else _quality
         written += draw_metric(folder, rows, "test_accuracy", "accuracy")
-        if cells_of(rows, "relative_error"):
-            written += draw_metric(folder, rows, "relative_error", "reconstruction")
+        for metric, name in (("relative_error", "reconstruction"), ("eigenspace_overlap",) * 2):
+            if cells_of(rows, metric):
+                written += draw_metric(folder, rows, metric, name)
         if any("code_usage" in record for record in records):
             written += _usage(folder, records)
+        written += plot_inside.draw(folder, records) + plot_neighbours.draw(folder, records)
     return written
 
 

@@ -11,6 +11,7 @@ from dpq_ref.metrics import METRICS
 from figures.paper import configuration, ours
 from figures.paper_results import kind_of, layer_of, lines, metric_of, place
 from figures.plot import ratio_axis
+from figures.plot_inside import DASHES, Curve, draw_codes
 from figures.style import make_panels, perplexity_axis, save_figure, style_of
 
 Row = dict[str, Any]
@@ -77,7 +78,7 @@ def _epochs(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
         for name in names:
             kind = kind_of(name)
             _, colour, _ = style_of(kind)
-            dashes = ("-", "--", ":", "-.")[seen.count(kind) % 4]
+            dashes = DASHES[seen.count(kind) % len(DASHES)]
             seen.append(kind)
             lines = []
             for run in results[name]:
@@ -200,42 +201,21 @@ def _watched(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
 
 
 def _codes(stem: Path, results: dict[str, list[Result]]) -> list[Path]:
-    """Draw how codes settle: the share that changes from one evaluation to the next, and their use."""
-    from matplotlib import pyplot
-
-    places = _by_place(results)
-    shown = {
-        "codes_changed": "codes changed since\nthe last evaluation, %",
-        "code_perplexity": "perplexity of codes / K, %",
-    }
-    figure, grid = pyplot.subplots(
-        2, len(places), figsize=(3.6 * len(places), 5), sharex="col", squeeze=False
-    )
-    table: list[Row] = []
-    for column, ((data, model), names) in zip(grid.T, places.items(), strict=True):
-        for axes, (key, label) in zip(column, shown.items(), strict=True):
-            for name in names:
-                whole = layer_of(name)["n_codes"] if key == "code_perplexity" else 1
-                for run in results[name]:
-                    at = [e["step"] * epochs_of(run) / run["steps"] for e in run["evaluations"]]
-                    values = [100 * e[key] / whole for e in run["evaluations"]]
-                    first = run is results[name][0]
-                    look = {
-                        "color": style_of(kind_of(name))[1],
-                        "lw": 1,
-                        "marker": "." if len(at) < 10 else None,
-                    }
-                    axes.plot(at, values, label=_label(name) if first else None, **look)
-                    own = {"preset": name, "seed": run["config"]["seed"], "quantity": key}
-                    table += [
-                        own | {"epoch": round(x, 4), "percent": round(y, 6)}
-                        for x, y in zip(at, values, strict=True)
-                    ]
-            axes.set_ylabel(label, fontsize=8)
-            axes.set_ylim(0)
-        column[0].set_title(f"{data}, {model}", fontsize=9)
-        column[0].legend()
-        column[1].set_xlabel("epoch")
-        column[1].xaxis.get_major_locator().set_params(integer=True)
-    figure.tight_layout()
-    return save_figure(figure, stem, table)
+    """How codes settle, by epoch: a panel a data set and model, dashes tell presets of one method apart."""
+    panels: dict[str, list[Curve]] = {}
+    for (data, model), names in _by_place(results).items():
+        curves = panels[f"{data}, {model}"] = []
+        for i, name in enumerate(names):
+            dash = [kind_of(other) for other in names[:i]].count(kind_of(name))
+            curves += [
+                Curve(
+                    {"preset": name, "seed": run["config"]["seed"]},
+                    [e["step"] * epochs_of(run) / run["steps"] for e in run["evaluations"]],
+                    run["evaluations"],
+                    layer_of(name)["n_codes"],
+                    _label(name) if run is results[name][0] else None,
+                    {"color": style_of(kind_of(name))[1], "ls": DASHES[dash % len(DASHES)]},
+                )
+                for run in results[name]
+            ]
+    return draw_codes(stem, panels, "epoch")

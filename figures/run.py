@@ -28,6 +28,7 @@ from dpq_ref.metrics import CodeUsage, accuracy, code_usage, judge
 from dpq_ref.optim import Adam
 from dpq_ref.schedules import CyclicallyAnnealedRate
 from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
+from figures.inside import inside, rounded
 from figures.sweep import Record, Run, Sweep, cells
 
 GRIDS = Path(__file__).parent / "grids"
@@ -220,7 +221,8 @@ def execute(
     Returns
     -------
     dict
-        bits by part, compression_ratio, metrics, seconds, and by method evaluations and code_usage.
+        bits by part, compression_ratio, metrics, seconds, what `inside` keeps of the table, and by method
+        evaluations, gradient_norms and code_usage.
     """
     measure = _train if run.method in TRAINED else _compress
     record = measure(grid, run, data, work, on_step)
@@ -284,20 +286,24 @@ def _train(
         "seconds": {"compile": compiled, "fit": outcome.train_seconds},
         "best_step": outcome.best_step,
         "evaluations": outcome.evaluations,
+        "gradient_norms": {name: rounded(norms) for name, norms in outcome.gradient_norms.items()},
     }
     if run.method == "full":
         np.savez(_checkpoint(work, run.seed), **outcome.snapshot)
+    # A DPQ table has a space of its own, in which nothing has moved from the full one.
+    own = isinstance(embedding, DPQEmbedding)
+    full = None if own else _full_state(work, run.seed)["embedding.table"]
     if isinstance(embedding, FullEmbedding):
-        return record
+        return record | inside(outcome.snapshot["embedding.table"], data, full)
     table, usage, state = outcome.snapshot
     # What counts is what the artefact does: the layer's own accuracy must come out of it again.
     model.load_state(state, without=["embedding"])
-    exported = accuracy(
-        model.predict(data.test, table=table.reconstruct(), max_tokens=grid.plan.max_tokens), data.test.labels
-    )
+    rows = table.reconstruct()
+    predicted = model.predict(data.test, table=rows, max_tokens=grid.plan.max_tokens)
+    exported = accuracy(predicted, data.test.labels)
     if exported != outcome.accuracy:
         raise AssertionError(f"the artefact has accuracy {exported}, the layer had {outcome.accuracy}")
-    record |= _size(table)
+    record |= _size(table) | inside(rows, data, full)
     return record if usage is None else record | {"code_usage": _usage(usage)}
 
 
@@ -327,6 +333,7 @@ def _compress(
     }
     metrics |= judge(full, rows, data.counts, random_state=run.seed)
     record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}
+    record |= inside(rows, data, full)
     if isinstance(table, ProductTable):
         record["code_usage"] = _usage(code_usage(table.codes, table.n_codes))
     return record

@@ -1,7 +1,7 @@
 """Everything that judges a compressed table: task quality, geometry, words; and the registry of it all."""
 
 from dpq_ref.metrics.geometry import mean_cosine, mean_squared_error, neighbour_overlap, relative_error
-from dpq_ref.metrics.quality import CodeUsage, accuracy, code_usage
+from dpq_ref.metrics.quality import CodeUsage, accuracy, code_changes, code_usage
 from dpq_ref.metrics.registry import METRICS, Metric, judge
 from dpq_ref.metrics.spaces import (
     SpectralBounds,
@@ -39,6 +39,7 @@ __all__ = [
     "bleu_signature",
     "categorisation",
     "code_agreement",
+    "code_changes",
     "code_usage",
     "concept_relations",
     "eigenspace_overlap",

@@ -57,3 +57,29 @@ def code_usage(codes: Integers, n_codes: int) -> CodeUsage:
     share = counts / counts.sum(axis=1, keepdims=True)
     entropy = -np.where(counts > 0, share * np.log(np.where(counts > 0, share, 1)), 0).sum(axis=1)
     return CodeUsage((counts > 0).mean(axis=1), np.exp(entropy), share.max(axis=1))
+
+
+def code_changes(codes: Integers, before: Integers, n_codes: int) -> dict[str, float]:
+    """Say how far codes have moved since they were last looked at, and how evenly they are used now.
+
+    Parameters
+    ----------
+    codes, before : (n, D) integers in [0, n_codes)
+    n_codes : int
+
+    Returns
+    -------
+    dict
+        codes_changed, a share of all n D; and means over the groups of codes_used and code_perplexity.
+
+    Examples
+    --------
+    >>> code_changes(np.array([[0, 1], [0, 1]]), np.array([[0, 1], [3, 1]]), 4)
+    {'codes_changed': 0.25, 'codes_used': 0.25, 'code_perplexity': 1.0}
+    """
+    usage = code_usage(codes, n_codes)
+    return {
+        "codes_changed": float((codes != before).mean()),
+        "codes_used": float(usage.used.mean()),
+        "code_perplexity": float(usage.perplexity.mean()),
+    }

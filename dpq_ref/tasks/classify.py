@@ -16,10 +16,10 @@ import numpy as np
 from dpq_ref import job, trainer
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
-from dpq_ref.layers import BatchNorm, Dense, Relu, softmax_cross_entropy
-from dpq_ref.metrics import accuracy
+from dpq_ref.layers import BatchNorm, Dense, DPQEmbedding, Relu, softmax_cross_entropy
+from dpq_ref.metrics import accuracy, code_changes
 from dpq_ref.network import Network
-from dpq_ref.optim import Adam
+from dpq_ref.optim import Adam, gradient_norms
 
 PADDING = 0
 
@@ -119,6 +119,7 @@ class TextClassifier(Network):
 
 
 EVALUATION_BATCH = 256
+NORMS_KEPT = 50  # at the first step, and then about so often in a training
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Outcome:
     Attributes
     ----------
     evaluations : list of dict
-        step, loss (mean since the last one; none at step 0), validation and test accuracy in percent.
+        step, loss (mean since the last one; none at step 0), validation and test accuracy in percent; of a
+        DPQ embedding also `metrics.code_changes` since the last evaluation or the start.
     best_step : int
         Of the highest validation accuracy, the earliest of several.
     accuracy, accuracy_validation : float
@@ -159,6 +161,10 @@ class Outcome:
         What `keep` returned at the best step.
     train_seconds : float
         Forward, backward and update, evaluations apart.
+    gradient_norms : dict of list of float
+        "step", and at these steps the norm of the gradient of each parameter, on the batch of the step.
+    codes : (vocab_size, D) integers or None
+        Of a DPQ embedding at the last evaluation or the start.
     """
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -168,6 +174,8 @@ class Outcome:
     accuracy_best_test: float = 0.0
     snapshot: Any = None
     train_seconds: float = 0.0
+    gradient_norms: dict[str, list[float]] = field(default_factory=dict)
+    codes: Integers | None = None
 
 
 def batches(n: int, size: int, rng: np.random.Generator):
@@ -220,8 +228,19 @@ def train(
     """
     outcome, documents = Outcome(), data.train
     rows = batches(len(documents), plan.batch_size, np.random.default_rng(rng))
+    if isinstance(model.embedding, DPQEmbedding):
+        outcome.codes = model.embedding.all_codes()
     if evaluate_start:
         _evaluate(model, data, plan, 0, None, outcome, keep)
+    every = max(1, plan.steps // NORMS_KEPT)
+
+    def after(step: int) -> None:
+        if step == 1 or step % every == 0:
+            for name, value in {"step": step, **gradient_norms(model.grads)}.items():
+                outcome.gradient_norms.setdefault(name, []).append(value)
+        if on_step:
+            on_step(step)
+
     history = trainer.train(
         model,
         ((documents.pad(batch, plan.max_tokens), documents.labels[batch]) for batch in rows),
@@ -230,7 +249,7 @@ def train(
         schedule=schedule,
         evaluate_every=plan.evaluate_every,
         evaluate=lambda step, loss: _evaluate(model, data, plan, step, loss, outcome, keep),
-        on_step=on_step,
+        on_step=after,
     )
     outcome.train_seconds = history.seconds
     return outcome
@@ -335,7 +354,12 @@ def _evaluate(
 ) -> None:
     validation, test = _accuracies(model, data, plan).values()
     train_loss = {} if loss is None else {"loss": loss}
-    outcome.evaluations.append({"step": step, **train_loss, "validation": validation, "test": test})
+    evaluation = {"step": step, **train_loss, "validation": validation, "test": test}
+    if outcome.codes is not None:
+        codes = model.embedding.all_codes()
+        evaluation |= code_changes(codes, outcome.codes, model.embedding.n_codes)
+        outcome.codes = codes
+    outcome.evaluations.append(evaluation)
     outcome.accuracy_best_test = max(outcome.accuracy_best_test, test)
     if validation > outcome.accuracy_validation:
         outcome.best_step, outcome.accuracy_validation, outcome.accuracy = step, validation, test

@@ -183,7 +183,8 @@ def test_every_record_says_where_it_came_from(results):
 
 
 def test_figures_come_with_their_numbers_and_repeat_to_the_byte(results):
-    names = {"accuracy", "reconstruction", "code_usage"}
+    names = {"accuracy", "reconstruction", "eigenspace_overlap", "code_usage", "code_changes", "gradients"}
+    names |= {"spectra", "neighbours", "neighbourhoods"}
     before = {}
     for name in names:
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -112,3 +112,39 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step(data):
     model.layers["dense2"].params["bias"][0] = np.nan
     with pytest.raises(FloatingPointError, match="step 1"):
         train(model, data, Plan(steps=2))
+
+
+@pytest.mark.parametrize("method", ["full", "sx"])
+def test_norms_of_gradients_are_those_of_the_batch(data, method):
+    def model():
+        n = len(data.vocabulary)
+        layer = FullEmbedding(n, 12) if method == "full" else DPQEmbedding(n, 12, n_groups=4, n_codes=4)
+        return TextClassifier(layer, 3, hidden=16)
+
+    outcome = train(model(), data, Plan(steps=120, batch_size=32, evaluate_every=60), rng=7)
+    assert outcome.gradient_norms["step"] == [1, *range(2, 121, 2)]
+    rows = next(classify.batches(len(data.train), 32, np.random.default_rng(7)))
+    fresh = model()
+    fresh.loss_and_gradients((data.train.pad(rows, None), data.train.labels[rows]))
+    assert set(outcome.gradient_norms) == {"step", *fresh.params}
+    for name, gradient in fresh.grads.items():
+        dense = gradient.to_dense() if isinstance(gradient, RowSparse) else gradient
+        # A bias before a batch norm has a gradient of rounding alone.
+        expected = pytest.approx(np.linalg.norm(dense.astype(np.float64)), rel=1e-4, abs=1e-6)
+        assert outcome.gradient_norms[name][0] == expected
+
+
+def test_changes_of_codes_count_from_the_start_and_from_the_last_evaluation(data):
+    embedding = DPQEmbedding(len(data.vocabulary), 12, n_groups=4, n_codes=4, padding_id=0)
+    model, seen = TextClassifier(embedding, 3, hidden=16), [embedding.all_codes()]
+
+    def on_step(step):
+        if step % 10 == 0:
+            seen.append(embedding.all_codes())
+
+    plan = Plan(steps=20, batch_size=32, learning_rate=1e-2, evaluate_every=10)
+    evaluations = train(model, data, plan, on_step=on_step).evaluations
+    changed = [np.mean(a != b) for a, b in zip(seen[1:], seen, strict=False)]
+    assert changed[0] > 0
+    assert [e["codes_changed"] for e in evaluations] == changed
+    assert all(1 <= e["code_perplexity"] <= 4 and 0 < e["codes_used"] <= 1 for e in evaluations)
