@@ -17,8 +17,9 @@ serial: Any = njit(**OPTIONS)
 parallel: Any = njit(**OPTIONS, parallel=True)
 # A product and its sum in one rounding; every lane of a vector does the same.
 fused: Any = njit(**OPTIONS, fastmath={"contract"})
-# And sums in vector registers, in an order that is the compiler's. A function of its own would have two, alone
-# and optimised once more in its caller, and the cache would decide which one runs: so it is part of its caller.
+# And sums in vector registers, in an order that is the compiler's. A function of its own would have two,
+# alone and optimised once more in its caller, and the cache would decide which one runs. So it is
+# made part of its caller.
 SUMMED = {"contract", "reassoc", "nsz"}
 summed: Any = njit(**OPTIONS, fastmath=SUMMED, forceinline=True)
 parallel_summed: Any = njit(**OPTIONS, parallel=True, fastmath=SUMMED)
