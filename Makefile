@@ -12,7 +12,7 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels study clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -50,12 +50,15 @@ bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and dr
 bench-kernels: $(VENV)/installed  ## has a kernel become slower against its reference? (seconds)
 	$(RUN) figures.speed --grid figures/grids/kernels.toml --against figures/results/kernels/speed.csv
 
+study: $(VENV)/installed  ## the study of DPQ as a notebook and a page, build/study.ipynb and .html (a minute)
+	$(RUN) figures.notebook
+
 clean:  ## remove the environments, builds and caches; results stay
 	rm -rf $(VENV) $(ORACLE) $(BENCH) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call install,$(VENV),test$(comma)check)
+	$(call install,$(VENV),test$(comma)check$(comma)study)
 
 $(ORACLE)/installed: pyproject.toml constraints.txt
 	$(call install,$(ORACLE),test$(comma)oracle)
