@@ -13,7 +13,7 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs study clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -57,12 +57,15 @@ docs: $(DOCS)/installed  ## build the documentation: build/docs/index.html; a wa
 	$(DOCS)/bin/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs
 	@echo build/docs/index.html
 
+study: $(VENV)/installed  ## the study of DPQ as a notebook and a page, build/study.ipynb and .html (a minute)
+	$(RUN) figures.notebook
+
 clean:  ## remove the environments, builds and caches; results stay
 	rm -rf $(VENV) $(ORACLE) $(BENCH) $(DOCS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call install,$(VENV),test$(comma)check)
+	$(call install,$(VENV),test$(comma)check$(comma)study)
 
 $(ORACLE)/installed: pyproject.toml constraints.txt
 	$(call install,$(ORACLE),test$(comma)oracle)
