@@ -13,12 +13,14 @@ from figures.records import Record, read_records
 from figures.rows import COLUMNS, RUN, Row, rows_of, run_of, text_of
 
 
-def read(results: Sequence[str | os.PathLike]) -> tuple[list[Row], list[Record]]:
+def read(results: Sequence[str | os.PathLike], *, together: bool = True) -> tuple[list[Row], list[Record]]:
     """Rows and records of folders of results and CSV files, folders first.
 
     Parameters
     ----------
     results : sequence of path-like
+    together : bool
+        A CSV that names no data set has that of the others, or else one of its own, named as the file.
 
     Raises
     ------
@@ -33,7 +35,8 @@ def read(results: Sequence[str | os.PathLike]) -> tuple[list[Row], list[Record]]
     owner: dict[tuple[Any, ...], Path] = {}
     for path in paths:
         if path.is_file():
-            new = read_csv(path, rows)
+            default = {row["dataset"] for row in rows} if together else set()
+            new = read_csv(path, rows, dataset=default.pop() if len(default) == 1 else None)
         else:
             found = read_records(path)
             new = rows_of(found)
@@ -46,32 +49,31 @@ def read(results: Sequence[str | os.PathLike]) -> tuple[list[Row], list[Record]]
     return rows, records
 
 
-def read_csv(path: str | os.PathLike, others: Iterable[Row] = ()) -> list[Row]:
+def read_csv(path: str | os.PathLike, others: Iterable[Row] = (), *, dataset: str | None = None) -> list[Row]:
     """Rows of a CSV file with `COLUMNS`, in any order; or a column a metric in place of metric and value.
 
     Needed are the method, its values, and a compression ratio, or bits where the other rows tell the size of
-    the full table. The data set is that of the other rows, or else the name of the file; without a column of
-    parameters, the ratio tells the runs of a method apart; a row without a seed takes the next one.
+    the full table. Without a column of parameters, the ratio tells the runs of a method apart; a row without
+    a seed takes the next one.
 
     Parameters
     ----------
     path : path-like
     others : iterable of dict
         Rows of the same data.
+    dataset : str, optional
+        Of rows that do not name it; by default the name of the file.
 
     Raises
     ------
     ValueError
         If a column is missing or unknown, or a row is not what it should be; the message has its line.
     """
-    others = list(others)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="")
-        names = reader.fieldnames or ()
         try:
-            metrics = _metric_columns(names)
-            default = {row["dataset"] for row in others}
-            given = _Defaults(default.pop() if len(default) == 1 else Path(path).stem, others)
+            metrics = _metric_columns(reader.fieldnames or ())
+            given = _Defaults(dataset or Path(path).stem, others)
             rows: list[Row] = []
             seen: dict[tuple[Any, ...], int] = {}
             for line in reader:
@@ -110,7 +112,7 @@ def _metric_columns(names: Sequence[str]) -> list[str]:
 class _Defaults:
     """What a row of a CSV is taken to mean where it says nothing."""
 
-    def __init__(self, dataset: str, others: list[Row]) -> None:
+    def __init__(self, dataset: str, others: Iterable[Row]) -> None:
         self.dataset = dataset
         self.full = {row["dataset"]: row["bits"] * row["compression_ratio"] for row in others if row["bits"]}
         self.seeds: dict[tuple[str, ...], int] = defaultdict(int)

@@ -123,11 +123,11 @@ def text_tables(matches: Iterable[Match]) -> list[Any]:
 
     tables: list[Any] = []
     for title, header, lines in grids(matches):
-        made = Table(title=title, title_justify="left")
+        made = Table()
         for i, name in enumerate(header):
             made.add_column(name, justify="right" if i else "left", no_wrap=True)
         for line in lines:
             made.add_row(*line)
-        tables.append(made)
+        tables += [title, made]  # a title of the table would be broken at its width
     told = "Each method with the most bits within the budget, and more than half of it. * best. ± over seeds."
     return [*tables, told]

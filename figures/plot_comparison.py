@@ -129,4 +129,4 @@ def head(axes: Any, metric: Metric) -> None:
     axes.set_ylabel(
         f"{'↑' if metric.better == 'higher' else '↓'} better", fontsize=6.5, color="0.4", labelpad=1
     )
-    axes.tick_params(labelsize=6.5)
+    axes.tick_params(which="both", labelsize=6.5)

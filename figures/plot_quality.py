@@ -72,7 +72,7 @@ def _against_ratio(stem: Path, title: str, cells: list[Cell], metric: str) -> li
     ratio_axis(axes)
     axes.set_xlabel("compression ratio (32 bits an entry / bits stored)", fontsize=7)
     axes.set_ylabel(METRICS[metric].axis, fontsize=7)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     notes = []
     if metric == "test_perplexity":
         perplexity_axis(axes)

@@ -55,7 +55,7 @@ def draw(stem: Path, title: str, rows: list[Row], metric: str) -> list[Path]:
             handles.setdefault(line[0][0].style.label, _method(axes, line, min(ratios)))
         axes.set_xscale("log")
         axes.set_xlabel(METRICS[cost].axis, fontsize=7)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(which="both", labelsize=7)
         table += [
             {
                 "time": cost,

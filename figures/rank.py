@@ -112,7 +112,7 @@ def make(results: Sequence[str | os.PathLike], output: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    rows, _ = read(results)
+    rows, _ = read(results, together=False)
     cases, left_out = cases_of(rows)
     table = table_of(cases)
     output.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from dpq_ref.tasks.classify import Plan
 from figures import plot, run
 from figures.inputs import read
 from figures.plot_quality import line_labels
+from figures.records import check
 from figures.rows import COLUMNS, Cell, cells_of, pareto
 from figures.style import ratio_axis, style_of
 from figures.summary import verdict
@@ -181,6 +182,7 @@ def test_results_have_all_runs_in_the_promised_columns(results):
 def test_every_record_says_where_it_came_from(results):
     for path in (results / "runs").iterdir():
         record = json.loads(path.read_text(encoding="utf8"))
+        check(record)
         assert len(record["specification"]["sha256"]) == 64
         assert sorted(record["provenance"]["sha256"]) == ["test.tsv", "train.tsv"]
         assert record["environment"]["numpy"] == np.__version__
@@ -310,6 +312,8 @@ def test_a_failed_run_is_recorded_and_stops_no_other(folder, tmp_path):
     records = run.run_grid(grid, tmp_path / "out", jobs=1)
     failed = [record for record in records if "error" in record]
     assert len(records) == 12 and len(failed) == 4
+    for record in failed:
+        check(record)
     assert all("n_codes=1" in record["error"] for record in failed)
 
 
