@@ -25,12 +25,18 @@ def draw(stem: Path, records: list[Record]) -> list[Path]:
     panels = sorted({key[2] for key in groups})
     figure, axes = pyplot.subplots(1, len(panels), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
     looks = styles(record["specification"]["method"] for record in records)
+    variants: dict[str, list[str]] = defaultdict(list)  # of a method, in more than what it weighs words by
     table: list[Row] = []
     for (method, text, D), mine in groups.items():
         label, colour, marker = looks[method]
         if sum((m, d) == (method, D) for m, _, d in groups) > 1:
             how = text.replace("weighted=True", "by frequency").replace("weighted=False", "")
             label = ", ".join(filter(None, (label, how.strip())))
+        variant = text.replace("weighted=True", "").replace("weighted=False", "").strip()
+        if variant not in variants[method]:
+            variants[method].append(variant)
+        if i := variants[method].index(variant):
+            marker = "osv^D<>Pp*hX"[i % 12]
         # Sorted within each run: a group has no meaning across seeds.
         perplexity = np.mean([np.sort(r["code_usage"]["perplexity"]) for r in mine], axis=0)
         used = np.mean([np.sort(r["code_usage"]["used"]) for r in mine], axis=0)

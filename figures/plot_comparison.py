@@ -12,7 +12,7 @@ from typing import Any
 from dpq_ref.metrics import METRICS, Metric
 from figures.plot_quality import numbers
 from figures.rows import Cell, Row, cells_of, pareto
-from figures.style import PAGE, ratio_axis, save_figure
+from figures.style import PAGE, log_axis, ratio_axis, save_figure
 
 PANELS = (
     "relative_error",
@@ -117,7 +117,7 @@ def axes_of(axes: Any, metric: Metric) -> None:
     """Scale and name the axes of a panel of a measure against the ratio."""
     ratio_axis(axes)
     if metric.name in LOGARITHMIC:
-        axes.set_yscale("log")
+        log_axis(axes.yaxis)
     if metric.name.endswith("relative_error"):
         axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST_ERROR))
     head(axes, metric)

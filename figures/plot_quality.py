@@ -10,7 +10,7 @@ from typing import Any
 
 from dpq_ref.metrics import METRICS
 from figures.rows import Cell, Row, pareto
-from figures.style import COLUMN, perplexity_axis, ratio_axis, save_figure
+from figures.style import COLUMN, log_axis, perplexity_axis, ratio_axis, save_figure
 
 POINTS = 12.0  # an axis of percent ends so far below the best cell
 SAME = 1.2  # ratios within this factor are one size
@@ -77,7 +77,7 @@ def _against_ratio(stem: Path, title: str, cells: list[Cell], metric: str) -> li
     if metric == "test_perplexity":
         perplexity_axis(axes)
     elif better == "lower":
-        axes.set_yscale("log")
+        log_axis(axes.yaxis)
     elif METRICS[metric].unit == "%":
         notes = _cut_below(axes, cells)
     axes.set_title(title, fontsize=8)

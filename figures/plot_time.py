@@ -6,11 +6,11 @@ from typing import Any
 from dpq_ref.metrics import METRICS
 from figures.plot_comparison import COSTS, LEAST_ERROR, LOGARITHMIC, best_of_each_budget, shown
 from figures.rows import Cell, Row, cells_of
-from figures.style import COLUMN, PAGE, save_figure
+from figures.style import COLUMN, PAGE, log_axis, save_figure
 
 
 def draw(stem: Path, title: str, rows: list[Row], metric: str) -> list[Path]:
-    """Draw the best of each method at each budget, a panel for each time that there is.
+    """Draw the best of each method at each budget but errors below `LEAST_ERROR`, a panel for each time.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def draw(stem: Path, title: str, rows: list[Row], metric: str) -> list[Path]:
     for axes, (cost, pairs) in zip(axes_of_all[0], panels.items(), strict=True):
         for line in filter(None, pairs.values()):
             handles.setdefault(line[0][0].style.label, _method(axes, line, min(ratios)))
-        axes.set_xscale("log")
+        log_axis(axes.xaxis)
         axes.set_xlabel(METRICS[cost].axis, fontsize=7)
         axes.tick_params(which="both", labelsize=7)
         table += [
@@ -73,11 +73,14 @@ def draw(stem: Path, title: str, rows: list[Row], metric: str) -> list[Path]:
         ]
     first = axes_of_all[0, 0]
     if metric in LOGARITHMIC:
-        first.set_yscale("log")
+        log_axis(first.yaxis)
     first.set_ylabel(METRICS[metric].axis, fontsize=7)
-    figure.suptitle(f"{title}; the larger the marker, the more bits", fontsize=9 if wide else 7.5)
+    figure.suptitle(title, fontsize=9 if wide else 8)
     entries = handles.values(), handles
-    figure.legend(*entries, loc="outside lower center", ncols=4 if wide else 2, fontsize=7 if wide else 6.5)
+    look: dict[str, Any] = {"ncols": 4 if wide else 2, "fontsize": 7 if wide else 6.5, "title_fontsize": 6.5}
+    hollow = any(cell.weighted for line in best.values() for cell in line)
+    title = "the larger the marker, the more bits" + ("; hollow: by frequency" if hollow else "")
+    figure.legend(*entries, title=title, loc="outside lower center", **look)
     return save_figure(figure, stem, table)
 
 

@@ -154,6 +154,18 @@ def make_panels(n: int) -> tuple[Any, list[Any]]:
     return figure, list(panels.ravel()[:n])
 
 
+def log_axis(axis: Any) -> None:
+    """Make an axis of what is drawn logarithmic; with plain numbers, where they are no two decades apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_data_interval()
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
 def perplexity_axis(axes: Any) -> None:
     """Make the y axis logarithmic, with plain numbers, where perplexities are far apart."""
     from matplotlib.ticker import LogLocator, NullLocator
