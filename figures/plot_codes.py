@@ -9,7 +9,7 @@ import numpy as np
 from dpq_ref.metrics import METRICS
 from figures.records import Record
 from figures.rows import Row, text_of
-from figures.style import PAGE, save_figure, styles
+from figures.style import OTHERS, PAGE, save_figure, styles
 
 
 def draw(stem: Path, records: list[Record]) -> list[Path]:
@@ -25,7 +25,8 @@ def draw(stem: Path, records: list[Record]) -> list[Path]:
     panels = sorted({key[2] for key in groups})
     figure, axes = pyplot.subplots(1, len(panels), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
     looks = styles(record["specification"]["method"] for record in records)
-    variants: dict[str, list[str]] = defaultdict(list)  # of a method, in more than what it weighs words by
+    # Of a method in a panel, by more than how it weighs words.
+    variants: dict[tuple[str, int], list[str]] = defaultdict(list)
     table: list[Row] = []
     for (method, text, D), mine in groups.items():
         label, colour, marker = looks[method]
@@ -33,10 +34,11 @@ def draw(stem: Path, records: list[Record]) -> list[Path]:
             how = text.replace("weighted=True", "by frequency").replace("weighted=False", "")
             label = ", ".join(filter(None, (label, how.strip())))
         variant = text.replace("weighted=True", "").replace("weighted=False", "").strip()
-        if variant not in variants[method]:
-            variants[method].append(variant)
-        if i := variants[method].index(variant):
-            marker = "osv^D<>Pp*hX"[i % 12]
+        there = variants[method, D]
+        if variant not in there:
+            there.append(variant)
+        if i := there.index(variant):
+            marker = OTHERS[1][i % len(OTHERS[1])]
         # Sorted within each run: a group has no meaning across seeds.
         perplexity = np.mean([np.sort(r["code_usage"]["perplexity"]) for r in mine], axis=0)
         used = np.mean([np.sort(r["code_usage"]["used"]) for r in mine], axis=0)
