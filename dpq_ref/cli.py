@@ -186,7 +186,7 @@ _results = click.argument("results", nargs=-1, required=True, type=click.Path(ex
 def plot(results: tuple[Path, ...], output: Path | None) -> None:
     """Draw the figures of RESULTS: folders of runs and CSV files, all of one data set.
 
-    A CSV has the columns of results.csv. It needs method, metric, value and compression_ratio (or bits,
+    A CSV has the columns of a results.csv. It needs method, metric, value and compression_ratio (or bits,
     beside other results): so a method from elsewhere stands in the same figures, under its name.
     """
     if output is None and (len(results) > 1 or results[0].is_file()):
@@ -197,7 +197,13 @@ def plot(results: tuple[Path, ...], output: Path | None) -> None:
 
 @main.command()
 @_results
-@_output("results/rank")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/rank"),
+    show_default=True,
+    help="Folder for the table and the figure.",
+)
 def rank(results: tuple[Path, ...], output: Path) -> None:
     """Rank the methods over several data sets: RESULTS are folders of runs and CSV files.
 
