@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import baselines
 from dpq_ref.cli import main
 from dpq_ref.compressed import load
+from figures import style, tables
 from figures.records import read_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_baseline.md").read_text(encoding="utf8")
@@ -57,16 +58,16 @@ def test_it_is_compared_with_others(method, tmp_path):
     vectors = (rng.standard_normal((200, 16)) * np.arange(16, 0, -1)).astype(np.float32)
     np.savez(tmp_path / "vectors.npz", words=np.array([f"w{i}" for i in range(200)]), vectors=vectors)
     (tmp_path / "columns.toml").write_text(GRID, encoding="utf8")
-    paths = [tmp_path / "vectors.npz", "--grid", tmp_path / "columns.toml", "--output", tmp_path / "out"]
-    done = CliRunner().invoke(main, list(map(str, ["compare-table", *paths, "--jobs", "1"])))
-    assert done.exit_code == 0, done.output
+    do, runs = tables.sweep(tmp_path / "columns.toml", tables.Paths(str(tmp_path / "vectors.npz")))
+    do(runs, tmp_path / "out", jobs=1)
     errors = {r["name"]: r["metrics"]["relative_error"] for r in read_records(tmp_path / "out")}
     assert len(errors) == 4
     for ratio in (2, 4):
         assert errors[f"low-rank_ratio={ratio}_seed=0"] < errors[f"columns_ratio={ratio}_seed=0"] < 1
 
 
-def test_its_csv_is_drawn(tmp_path):
+def test_its_csv_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(style.RC, "figure.dpi", 50)
     (tmp_path / "my_codes.csv").write_text(CSV, encoding="utf8")
     paths = [tmp_path / "my_codes.csv", "--output", tmp_path / "out"]
     done = CliRunner().invoke(main, list(map(str, ["plot", *paths])))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from dpq_ref.cli import main
 from figures.inputs import read, read_csv
 from figures.rows import COLUMNS, cells_of
-from figures.style import DASHES, OTHERS, STYLES, styles, to_csv
+from figures.style import DASHES, OTHERS, RC, STYLES, styles, to_csv
 
 
 @pytest.fixture
@@ -150,7 +150,8 @@ def test_a_run_that_is_there_twice_is_refused(folder, tmp_path):
         read([path, folder])
 
 
-def test_a_csv_stands_among_the_runs_of_a_folder(folder, tmp_path):
+def test_a_csv_stands_among_the_runs_of_a_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(RC, "figure.dpi", 50)
     path = write(
         tmp_path / "codes.csv", "method,compression_ratio,test_accuracy\nmy codes,10,88\nyours,12,84\n"
     )
