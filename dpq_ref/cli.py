@@ -193,12 +193,49 @@ def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: in
     _fail_for(records)
 
 
+_results = click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+
+
 @main.command()
-@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def plot(results: Path) -> None:
-    """Draw the figures of a folder of RESULTS again, from its runs alone."""
+@_results
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the figures. Default: RESULTS, where that is one folder, or else results/plot.",
+)
+def plot(results: tuple[Path, ...], output: Path | None) -> None:
+    """Draw the figures of RESULTS: folders of runs and CSV files, all of one data set.
+
+    A CSV has the columns of a results.csv. It needs method, metric, value and compression_ratio (or bits,
+    beside other results): so a method from elsewhere stands in the same figures, under its name.
+    """
+    if output is None and (len(results) > 1 or results[0].is_file()):
+        output = Path("results/plot")
     with _clear_errors():
-        _draw(results)
+        _draw(*results, output=output)
+
+
+@main.command()
+@_results
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/rank"),
+    show_default=True,
+    help="Folder for the table and the figure.",
+)
+def rank(results: tuple[Path, ...], output: Path) -> None:
+    """Rank the methods over several data sets: RESULTS are folders of runs and CSV files.
+
+    Ranked are the methods that are on all of them, by each metric of quality at equal bits.
+    """
+    from figures.rank import make
+
+    with _clear_errors():
+        paths = make(results, output)
+    click.echo((output / "ranks.txt").read_text(encoding="utf8"))
+    for path in paths:
+        click.echo(path)
 
 
 @main.command()
@@ -217,11 +254,12 @@ def report(results: Path, output: Path) -> None:
     The figures are drawn again, in RESULTS; the page needs neither them nor a network.
     """
     from dpq_ref.compressed import write_atomically
+    from figures.plot import draw
     from figures.report import report
 
     with _clear_errors():
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, report(results, _plot(results)).encode())
+        write_atomically(output, report(results, draw(results)).encode())
     click.echo(output)
 
 
@@ -620,16 +658,10 @@ def _fail_for(records: list[dict[str, Any]]) -> None:
         raise click.ClickException(f"{len(failed)} runs failed (see runs/*.json): {', '.join(failed)}")
 
 
-def _draw(folder: Path) -> None:
-    paths = _plot(folder)
-    click.echo((folder / "table.txt").read_text(encoding="utf8"))
+def _draw(*results: Path, output: Path | None = None) -> None:
+    from figures.plot import draw
+
+    paths = draw(results, output)
+    click.echo((paths[0].parent / "table.txt").read_text(encoding="utf8"))
     for path in paths:
         click.echo(path)
-
-
-def _plot(folder: Path) -> list[Path]:
-    """Draw the figures that suit the results."""
-    from figures import plot, plot_tables, style
-
-    of_tables = "lookup" in style.read_records(folder)[0]["seconds"]
-    return (plot_tables if of_tables else plot).draw(folder)

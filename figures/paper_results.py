@@ -25,7 +25,7 @@ import numpy as np
 from dpq_ref.compressed import write_atomically
 from dpq_ref.tasks.recipe import preset
 from dpq_ref.tasks.recipe import presets as read_presets
-from figures.style import read_records
+from figures.records import read_records
 
 Row = dict[str, Any]
 Result = dict[str, Any]

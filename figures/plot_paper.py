@@ -10,9 +10,8 @@ import numpy as np
 from dpq_ref.metrics import METRICS
 from figures.paper import configuration, ours
 from figures.paper_results import kind_of, layer_of, lines, metric_of, place
-from figures.plot import ratio_axis
 from figures.plot_inside import DASHES, Curve, draw_codes
-from figures.style import make_panels, perplexity_axis, save_figure, style_of
+from figures.style import make_panels, perplexity_axis, ratio_axis, save_figure, style_of
 
 Row = dict[str, Any]
 Result = dict[str, Any]

@@ -4,14 +4,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dpq_ref.metrics import METRICS
+from figures import plot_heat
 from figures.paper import configuration, ours, over_seeds, whether
-from figures.paper_results import kind_of, metric_of, records_in, spread
-from figures.plot import ratio_axis
+from figures.paper_results import kind_of, metric_of, records_in
 from figures.plot_paper import measured
-from figures.style import make_panels, perplexity_axis, save_figure, style_of
+from figures.rows import cells_of, text_of
+from figures.style import make_panels, perplexity_axis, ratio_axis, save_figure, style_of
 
 Row = dict[str, Any]
 
@@ -91,41 +90,21 @@ def _compressed(stem: Path, records: list[Row], rows: list[Row]) -> list[Path]:
 
 
 def _heat_maps(stem: Path, records: list[Row]) -> list[Path]:
-    """Metric by K and D, a panel a method and sharing, means over seeds; one scale of colours."""
+    """Metric by K and D, a panel a method and sharing, means over seeds."""
     metric = metric_of(records[0])
-    groups: dict[tuple[str, bool, int, int], list[float]] = defaultdict(list)
-    for r in records:
-        groups[r["method"], bool(r["shared"]), r["n_codes"], r["n_groups"]].append(r[metric])
-    names = ("method", "shared", "n_codes", "n_groups")
-    table: list[Row] = []
-    for key, values in sorted(groups.items()):
-        mean, deviation = spread(values)
-        found = {metric: round(mean, 6), "spread": round(deviation, 6), "seeds": len(values)}
-        table.append(dict(zip(names, key, strict=True)) | found)
-    rows, columns = (sorted({row[name] for row in table}) for name in names[2:])
-    kinds = dict.fromkeys((row["method"], row["shared"]) for row in table)
-    scale = [min(row[metric] for row in table), max(row[metric] for row in table)]
-    colours = "viridis_r" if metric == "test_perplexity" else "viridis"  # the better the brighter
-    figure, panels = make_panels(len(kinds))
-    for axes, (method, shared) in zip(panels, kinds, strict=True):
-        grid = np.full((len(rows), len(columns)), np.nan)
-        for row in table:
-            if (row["method"], row["shared"]) == (method, shared):
-                grid[rows.index(row["n_codes"]), columns.index(row["n_groups"])] = row[metric]
-        image = axes.imshow(grid, cmap=colours, vmin=scale[0], vmax=scale[1], origin="lower", aspect="auto")
-        for (i, j), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                ink = "black" if np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.6, 0.1)) > 0.5 else "white"
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
-        axes.grid(False)
-        axes.set_xticks(range(len(columns)), map(str, columns))
-        axes.set_yticks(range(len(rows)), map(str, rows))
-        axes.set_xlabel("groups D")
-        axes.set_ylabel("codes of a group K")
-        axes.set_title(f"{style_of(method)[0]}, {'shared' if shared else 'not shared'}", fontsize=9)
-    figure.suptitle(f"{stem.name.removeprefix('grid-')}: {METRICS[metric].axis}", fontsize=10)
-    figure.tight_layout()
-    return save_figure(figure, stem, table)
+    names = ("n_codes", "n_groups", "shared")
+    rows = [
+        {"dataset": stem.name, "method": r["method"], "parameters": text_of({k: r[k] for k in names})}
+        | {
+            "seed": r["seed"],
+            "bits": None,
+            "compression_ratio": r.get("compression_ratio", 1),
+            "seconds": None,
+        }
+        | {"metric": metric, "value": r[metric]}
+        for r in records
+    ]
+    return plot_heat.draw(stem, stem.name.removeprefix("grid-"), cells_of(rows, metric), metric)
 
 
 def _cost(stem: Path, records: list[Row]) -> list[Path]:

@@ -10,9 +10,11 @@ from string import Template
 from typing import Any
 
 from dpq_ref.metrics import METRICS, Metric
-from figures.style import STYLES, read_all, style_of
+from figures import matched
+from figures.records import Record, read_all
+from figures.rows import rows_of, text_of
+from figures.style import STYLES, style_of
 
-Record = dict[str, Any]
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -46,6 +48,7 @@ def report(folder: str | os.PathLike, figures: Iterable[Path]) -> str:
         title=escape(f"Embedding compression: {', '.join(names)}"),
         summary=summary + (f", and {_count(len(failed), 'run')} that failed." if failed else "."),
         table=_table(done),
+        matched=_matched(done),
         failures=_failures(failed),
         figures="\n".join(_figure(path) for path in figures if path.suffix == ".svg"),
         commands=escape("\n".join(_distinct(record.get("command", "not recorded") for record in records))),
@@ -58,7 +61,7 @@ def _table(records: list[Record]) -> str:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         run = record["specification"]
-        text = " ".join(f"{k}={v}" for k, v in sorted(run["parameters"].items()))
+        text = text_of(run["parameters"])
         groups.setdefault((run["method"], text), []).append(record)
     shown = [m for m in METRICS.values() if any(m.name in record["metrics"] for record in records)]
     head = [("method", "text"), ("parameters", "text"), ("seeds", ""), ("ratio", ""), ("bits", "")]
@@ -78,7 +81,8 @@ def _table(records: list[Record]) -> str:
         for metric in shown:
             values = [r["metrics"][metric.name] for r in group if metric.name in r["metrics"]]
             cells.append(_number(values, ".4g", spread=True))
-        cells.append(_number([record["seconds"]["fit"] for record in group], ".3g"))
+        seconds = (record.get("seconds", {}).get("fit") for record in group)
+        cells.append(_number([value for value in seconds if value is not None], ".3g"))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     columns = (f'<th class="{kind}"><button>{escape(name)}</button></th>' for name, kind in head)
     return f"<table><thead><tr>{''.join(columns)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
@@ -100,6 +104,29 @@ def _number(values: list[float], style: str, *, spread: bool = False) -> str:
 
 def _cell(value: Any, text: str, kind: str = "") -> str:
     return f'<td class="{kind}" data-value="{escape(str(value))}">{escape(text)}</td>'
+
+
+def _matched(records: list[Record]) -> str:
+    """Table a metric of the methods at equal bits."""
+    tables = []
+    for title, header, lines in matched.grids(matched.match(rows_of(records))):
+        head = "".join(
+            f'<th class="{"" if i else "text"}">{escape(name)}</th>' for i, name in enumerate(header)
+        )
+        body = (
+            "".join(f'<td class="{"" if i else "text"}">{escape(entry)}</td>' for i, entry in enumerate(line))
+            for line in lines
+        )
+        rows = "".join(f"<tr>{line}</tr>" for line in body)
+        tables.append(
+            f"<div class='wide'><table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+    told = (
+        "<h2>At equal bits</h2><p>Each method with the most bits within a budget, and more than half of it. "
+        "A star marks the best.</p>"
+    )
+    return told + "\n".join(tables) if tables else ""
 
 
 def _failures(failed: list[Record]) -> str:
@@ -126,8 +153,9 @@ def _data(path: Path, kind: str) -> str:
 
 def _environment(records: list[Record]) -> str:
     """Each entry with its values, several where the runs differ."""
-    names = _distinct(name for record in records for name in record["environment"])
-    pairs = ((name, _distinct(str(record["environment"].get(name)) for record in records)) for name in names)
+    found = [record["environment"] for record in records if "environment" in record]
+    names = _distinct(name for environment in found for name in environment)
+    pairs = ((name, _distinct(str(environment.get(name)) for environment in found)) for name in names)
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(', '.join(values))}</dd>" for name, values in pairs)
 
 

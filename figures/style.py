@@ -1,46 +1,78 @@
-"""One style for all figures, and how they are read from results and written.
+"""One style for all figures, and how they are written.
 
-A colour a family of methods (those of Okabe and Ito and of Tol, told apart by the colour-blind), a marker a
-method. A method without a style of its own appears in grey, under its name.
+A colour and a dash a family of methods (colours of Okabe and Ito and of Tol, told apart by the colour-blind),
+a marker a method of it: in grey, dash and marker together still tell the method. One that is not listed gets
+a style of its own among those that are not either.
 """
 
 import csv
 import io
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpq_ref.compressed import write_atomically
 
-STYLES = {  # method: label, colour, marker
-    "full": ("full embedding", "#000000", "*"),
-    "full-continued": ("full embedding, trained on", "#000000", "P"),
-    "dpq-sx": ("DPQ-SX", "#0072B2", "o"),
-    "dpq-vq": ("DPQ-VQ", "#D55E00", "s"),
-    "product": ("product quantization", "#009E73", "^"),
-    "optimized-product": ("optimized product q.", "#009E73", "s"),
-    "residual": ("residual quantization", "#009E73", "o"),
-    "additive": ("additive quantization", "#009E73", "P"),
-    "low-rank": ("low rank", "#CC79A7", "D"),
-    "group-reduce": ("GroupReduce", "#CC79A7", "s"),
-    "low-rank-in-network": ("low rank, in the network", "#CC79A7", "d"),
-    "group-reduce-in-network": ("GroupReduce, in the network", "#CC79A7", "p"),
-    "uniform": ("uniform scalar", "#E69F00", "v"),
-    "kmeans-scalar": ("k-means scalar", "#E69F00", "o"),
-    "half": ("half precision", "#E69F00", "X"),
-    "sign": ("sign", "#56B4E9", "X"),
-    "hyperplanes": ("random hyperplanes", "#56B4E9", "v"),
-    "itq": ("ITQ", "#56B4E9", "s"),
-    "iiq": ("IIQ", "#56B4E9", "o"),
-    "near-lossless": ("near-lossless binarization", "#56B4E9", "P"),
-    "pruning": ("pruning", "#8C510A", "<"),
-    "compositional": ("compositional codes", "#882255", "o"),
-    "kd-codes": ("KD codes", "#882255", "^"),
-    "dpq": ("DPQ, trained to reconstruct", "#0072B2", "p"),
+COLUMN, PAGE = 3.3, 7.0  # widths in inches of a column and of a page in print
+
+
+class Style(NamedTuple):
+    """How a method is shown."""
+
+    label: str
+    colour: str
+    marker: Any
+
+    @property
+    def dash(self) -> Any:
+        """Line style of its family."""
+        return DASHES[self.colour]
+
+
+DASHES: dict[str, Any] = {  # of each colour
+    "#000000": "-",
+    "#0072B2": "-",
+    "#D55E00": "-",
+    "#009E73": (0, (5, 1.5)),
+    "#CC79A7": (0, (6, 1.5, 1, 1.5)),
+    "#E69F00": (0, (1, 1.2)),
+    "#56B4E9": (0, (3, 1, 1, 1, 1, 1)),
+    "#8C510A": (0, (1, 3)),
+    "#882255": (0, (9, 3)),
+    # Of methods without a style of their own:
+    "#332288": (0, (2, 1)),
+    "#999933": (0, (7, 1, 3, 1)),
+    "#661100": (0, (3, 3)),
+    "#44AA99": (0, (1, 0.6)),
+    "#777777": (0, (4, 1, 1, 1)),
 }
-OTHER = "#777777", "x"
+OTHERS = tuple(DASHES)[-5:], (">", "h", (4, 1, 0), "8", (6, 1, 0), (3, 1, 0), "H")
+STYLES = {
+    "full": Style("full embedding", "#000000", "*"),
+    "full-continued": Style("full embedding, trained on", "#000000", "P"),
+    "dpq-sx": Style("DPQ-SX", "#0072B2", "o"),
+    "dpq-vq": Style("DPQ-VQ", "#D55E00", "s"),
+    "product": Style("product quantization", "#009E73", "^"),
+    "optimized-product": Style("optimized product q.", "#009E73", "s"),
+    "residual": Style("residual quantization", "#009E73", "o"),
+    "additive": Style("additive quantization", "#009E73", "P"),
+    "low-rank": Style("low rank", "#CC79A7", "D"),
+    "group-reduce": Style("GroupReduce", "#CC79A7", "s"),
+    "low-rank-in-network": Style("low rank, in the network", "#CC79A7", "d"),
+    "group-reduce-in-network": Style("GroupReduce, in the network", "#CC79A7", "p"),
+    "uniform": Style("uniform scalar", "#E69F00", "v"),
+    "kmeans-scalar": Style("k-means scalar", "#E69F00", "o"),
+    "half": Style("half precision", "#E69F00", "X"),
+    "sign": Style("sign", "#56B4E9", "X"),
+    "hyperplanes": Style("random hyperplanes", "#56B4E9", "v"),
+    "itq": Style("ITQ", "#56B4E9", "s"),
+    "iiq": Style("IIQ", "#56B4E9", "o"),
+    "near-lossless": Style("near-lossless binarization", "#56B4E9", "P"),
+    "pruning": Style("pruning", "#8C510A", "<"),
+    "compositional": Style("compositional codes", "#882255", "o"),
+    "kd-codes": Style("KD codes", "#882255", "^"),
+    "dpq": Style("DPQ, trained to reconstruct", "#0072B2", "p"),
+}
 RC: Any = {
     "figure.figsize": (5.5, 4.0),
     "figure.dpi": 200,
@@ -58,35 +90,26 @@ RC: Any = {
 }
 
 
-def style_of(method: str) -> tuple[str, str, str]:
-    """Label, colour and marker of a method."""
-    return STYLES.get(method, (method, *OTHER))
+def style_of(method: str) -> Style:
+    """Style of a method by itself."""
+    return styles([method])[method]
 
 
-def read_records(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the records of a folder of results that have no error; as `read_all`."""
-    return [record for record in read_all(folder) if "error" not in record]
-
-
-def read_all(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the records of all runs in a folder of results.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    paths = sorted(Path(folder, "runs").glob("*.json"))
-    records = [json.loads(path.read_text(encoding="utf8")) for path in paths]
-    if not records:
-        raise FileNotFoundError(f"no results: {Path(folder, 'runs')} has no .json file")
-    return records
+def styles(methods: Iterable[str]) -> dict[str, Style]:
+    """Styles of methods that are shown together; those not listed are told apart, in the order of names."""
+    methods = set(methods)
+    colours, markers = OTHERS
+    others = {
+        method: Style(method, colours[i % len(colours)], markers[i % len(markers)])
+        for i, method in enumerate(sorted(methods - set(STYLES)))
+    }
+    return {method: STYLES.get(method) or others[method] for method in methods}
 
 
 def to_csv(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> str:
-    """Rows as CSV text."""
+    """Rows as CSV text; of a row only those columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -109,6 +132,16 @@ def save_figure(figure: Any, stem: Path, table: list[dict[str, Any]]) -> list[Pa
     return paths
 
 
+def ratio_axis(axes: Any) -> None:
+    """Make the x axis of what is drawn one of ratios: logarithmic, or linear where they are much alike."""
+    low, high = axes.dataLim.intervalx
+    if high >= 4 * low:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    elif low == high:
+        axes.set_xticks([low], [f"{low:.3g}"])
+
+
 def make_panels(n: int) -> tuple[Any, list[Any]]:
     """Figure of n panels, up to three in a row."""
     from matplotlib import pyplot
@@ -119,6 +152,18 @@ def make_panels(n: int) -> tuple[Any, list[Any]]:
     for axes in panels.ravel()[n:]:
         axes.remove()
     return figure, list(panels.ravel()[:n])
+
+
+def log_axis(axis: Any) -> None:
+    """Make an axis of what is drawn logarithmic; with plain numbers, where they are no two decades apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_data_interval()
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def perplexity_axis(axes: Any) -> None:

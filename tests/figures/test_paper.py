@@ -408,7 +408,7 @@ def test_compressed_models_and_grid(results):
     rows = read_csv(results[1] / "grid-toy.csv")
     assert len(rows) == 6
     for r in rows:
-        value = 101 + int(r["n_codes"]) + int(r["n_groups"]) + 10 * (r["shared"] == "True")
+        value = 101 + int(r["n_codes"]) + int(r["n_groups"]) + 10 * (r["parameters"] == "shared=True")
         assert (float(r["test_perplexity"]), r["seeds"]) == (value, "2")
 
 
@@ -488,6 +488,7 @@ def test_dpq_of_a_comparison_becomes_a_grid(tmp_path):
     ):
         record = {
             "specification": {"dataset": "toys", "method": method, "parameters": parameters, "seed": 0},
+            "bits": {"all": 1},
             "compression_ratio": 3.0,
             "metrics": {"test_accuracy": 50.0, "relative_error": 1.0},
             "environment": {},
@@ -496,9 +497,9 @@ def test_dpq_of_a_comparison_becomes_a_grid(tmp_path):
     done = run("--add", tmp_path / "compared", "--results", tmp_path / "results")
     assert done.exit_code == 0, done.output
     rows = read_csv(tmp_path / "results/grid-toys.csv")
-    assert [(r["method"], r["shared"], r["n_groups"]) for r in rows] == [
-        ("dpq-sx", "True", "2"),
-        ("dpq-vq", "False", "4"),
+    assert [(r["method"], r["parameters"], r["n_groups"]) for r in rows] == [
+        ("dpq-sx", "shared=True", "2"),
+        ("dpq-vq", "shared=False", "4"),
     ]
     for path in (tmp_path / "compared/runs").glob("dpq*"):
         path.unlink()

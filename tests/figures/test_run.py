@@ -18,6 +18,12 @@ from matplotlib.figure import Figure
 from dpq_ref.cli import main
 from dpq_ref.tasks.classify import Plan
 from figures import plot, run
+from figures.inputs import read
+from figures.plot_quality import line_labels
+from figures.records import check
+from figures.rows import COLUMNS, Cell, cells_of, pareto
+from figures.style import ratio_axis, style_of
+from figures.summary import verdict
 
 GRID = """
 name = "toy"
@@ -162,7 +168,7 @@ def test_a_bad_grid_is_refused_by_name(folder, tmp_path, change, message):
 def test_results_have_all_runs_in_the_promised_columns(results):
     with open(results / "results.csv", encoding="utf8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == plot.COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     accuracy = [row for row in rows if row["metric"] == "test_accuracy"]
     assert len(accuracy) == 12
     assert {row["method"] for row in rows} == {"full", "dpq-sx", "product", "uniform"}
@@ -176,6 +182,7 @@ def test_results_have_all_runs_in_the_promised_columns(results):
 def test_every_record_says_where_it_came_from(results):
     for path in (results / "runs").iterdir():
         record = json.loads(path.read_text(encoding="utf8"))
+        check(record)
         assert len(record["specification"]["sha256"]) == 64
         assert sorted(record["provenance"]["sha256"]) == ["test.tsv", "train.tsv"]
         assert record["environment"]["numpy"] == np.__version__
@@ -306,6 +313,8 @@ def test_a_failed_run_is_recorded_and_stops_no_other(folder, tmp_path):
     records = run.run_grid(grid, tmp_path / "out", jobs=1)
     failed = [record for record in records if "error" in record]
     assert len(records) == 12 and len(failed) == 4
+    for record in failed:
+        check(record)
     assert all("n_codes=1" in record["error"] for record in failed)
 
 
@@ -389,24 +398,24 @@ def test_an_unknown_schedule_is_refused_by_name(folder, tmp_path):
 
 def test_pareto_front_by_hand():
     def cell(ratio, value):
-        return plot.Cell("product", "", 1.0, ratio, (value,), 1.0)
+        return Cell("product", "", 1.0, ratio, (value,), 1.0)
 
     cells = [cell(1, 90.0), cell(2, 91.0), cell(4, 80.0), cell(4, 85.0), cell(8, 85.0)]
-    assert [(c.ratio, c.mean) for c in plot.pareto(cells, "higher")] == [(2, 91.0), (8, 85.0)]
-    assert [(c.ratio, c.mean) for c in plot.pareto(cells, "lower")] == [(4, 80.0), (8, 85.0)]
+    assert [(c.ratio, c.mean) for c in pareto(cells, "higher")] == [(2, 91.0), (8, 85.0)]
+    assert [(c.ratio, c.mean) for c in pareto(cells, "lower")] == [(4, 80.0), (8, 85.0)]
 
 
 def test_a_method_without_a_style_is_drawn_last_under_its_name():
     row = {"parameters": "", "bits": 1, "metric": "test_accuracy", "value": 1.0, "seconds": 1.0, "seed": 0}
     rows = [row | {"method": m, "compression_ratio": r} for m, r in (("mine", 2.0), ("uniform", 4.0))]
-    cells = plot.cells_of([*rows, row | {"method": "full", "compression_ratio": 1.0}], "test_accuracy")
+    cells = cells_of([*rows, row | {"method": "full", "compression_ratio": 1.0}], "test_accuracy")
     assert [cell.method for cell in cells] == ["full", "uniform", "mine"]
-    assert plot.style_of("mine")[0] == "mine"
+    assert style_of("mine")[0] == "mine"
 
 
 def test_spread_is_the_standard_deviation_over_seeds():
-    assert plot.Cell("full", "", 1.0, 1.0, (1.0, 3.0), 1.0).spread == pytest.approx(np.sqrt(2))
-    assert plot.Cell("full", "", 1.0, 1.0, (1.0,), 1.0).spread == 0
+    assert Cell("full", "", 1.0, 1.0, (1.0, 3.0), 1.0).spread == pytest.approx(np.sqrt(2))
+    assert Cell("full", "", 1.0, 1.0, (1.0,), 1.0).spread == 0
 
 
 def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
@@ -427,7 +436,7 @@ def test_the_verdict_names_the_best_rival_of_equal_bits_or_fewer():
         *rows("full-continued", 40.0, 92.0, 92.0),
         *rows("dpq-vq", 40.0, 93.0, 93.0),
     ]
-    assert plot.verdict(cells) == (
+    assert verdict(cells) == (
         "DPQ-SX (at=25.0, ratio 25.0): -1.00 points to the full embedding; "
         "+4.00 to the best offline method of that ratio or more, low rank (at=40.0, ratio 40.0)."
     )
@@ -458,9 +467,9 @@ def test_methods_of_one_size_are_drawn_side_by_side(tmp_path, ratios, side_by_si
         ("low-rank", 90.0 - ratios[1]),
     ]
     height, width = plot_size(tmp_path / "accuracy.png")
-    assert (width > 3 * height) == side_by_side
-    cell = plot.cells_of(plot.rows_of(plot.read_records(tmp_path)), "test_accuracy")[1]
-    assert plot._label(cell) == "product quantization, annealed rate (10.0x)"
+    assert (width > 2 * height) == side_by_side
+    cell = cells_of(read([tmp_path])[0], "test_accuracy")[1]
+    assert line_labels([cell]) == ["product quantization, annealed rate (10.0x)"]
 
 
 def plot_size(path):
@@ -482,7 +491,7 @@ def test_the_axis_of_ratios_has_ticks(ratios, scale):
     figure = Figure()
     axes = figure.subplots()
     axes.errorbar(ratios, (1, 2), (0.1, 0.1))
-    plot.ratio_axis(axes)
+    ratio_axis(axes)
     figure.canvas.draw()
     low, high = axes.get_xlim()
     assert axes.get_xscale() == scale

@@ -10,8 +10,11 @@ from scipy import stats
 
 from baselines import ITQ, LowRank
 from dpq_ref.cli import main
-from figures import plot_tables, tables
-from figures.style import read_records
+from dpq_ref.metrics import METRICS
+from figures import tables
+from figures.plot_comparison import best_of_each_budget
+from figures.records import read_records
+from figures.rows import Cell
 
 GRID = """
 dataset = "toy vectors"
@@ -141,10 +144,10 @@ def test_files(results):
     names = {path.name for path in results.iterdir()}
     figures = {
         f"{stem}.{end}"
-        for stem in ("comparison", "removed", "weights")
+        for stem in ("comparison", "removed", "time", "weights")
         for end in ("png", "svg", "pdf", "csv")
     }
-    assert names == figures | {"runs", "results.csv", "table.txt"}
+    assert names == figures | {"runs", "results.csv", "table.txt", "matched_bits.txt", "matched_bits.csv"}
     rows = list(csv.DictReader((results / "results.csv").open()))
     assert {row["method"] for row in rows} == {"low-rank", "product", "itq", "iiq"}
     assert len(rows) == len(list((results / "runs").iterdir()))  # a row a run
@@ -152,7 +155,7 @@ def test_files(results):
     record = json.loads((results / "runs" / f"product_ratio=4_seed={row['seed']}.json").read_text())
     for name, value in record["metrics"].items():
         np.testing.assert_allclose(float(row[name]), value, rtol=1e-5)
-    bits = sum(int(part.split("=")[1]) for part in row["parts"].split())
+    bits = sum(int(part.split("=")[1]) for part in row["parts"].split(", "))
     assert int(row["bits"]) == bits and float(row["compression_ratio"]) >= 4
     text = (results / "table.txt").read_text()
     assert "ratio 4 or more" in text and "low rank, by frequency" in text and "removed" not in text
@@ -161,11 +164,11 @@ def test_files(results):
 def test_figures_show_the_fit_that_the_measure_weighs(results):
     rows = list(csv.DictReader((results / "comparison.csv").open()))
     of = {
-        (r["metric"], r["weighted"])
+        (r["metric"], "weighted=True" in r["parameters"])
         for r in rows
         if r["method"] == "low-rank" and r["metric"].endswith("relative_error")
     }
-    assert of == {("relative_error", "False"), ("weighted_relative_error", "True")}
+    assert of == {("relative_error", False), ("weighted_relative_error", True)}
     assert any(r["method"] == "itq" for r in rows if r["metric"] == "weighted_relative_error")
     errors = [r for r in rows if r["metric"] == "relative_error"]
     for row in errors:  # on the front if and only if no other is at least as small with less error
@@ -192,10 +195,10 @@ def test_drawn_again_it_is_the_same(results):
 
 def test_best_of_each_budget():
     def cell(ratio, budget, error):
-        return plot_tables.Cell("m", {"ratio": budget}, ratio, {"relative_error": (error, 0.0)}, {})
+        return Cell("m", f"ratio={budget}", None, ratio, (error,))
 
     cells = [cell(9, 8, 0.5), cell(8.1, 8, 0.4), cell(4, 4, 0.3)]
-    best = plot_tables.best_of_each_budget(cells, plot_tables.METRICS["relative_error"])
+    best = best_of_each_budget(cells, METRICS["relative_error"])
     assert [c.ratio for c in best] == [4, 8.1]
 
 
