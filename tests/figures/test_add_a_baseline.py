@@ -17,7 +17,7 @@ from figures import style, tables
 from figures.records import read_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_baseline.md").read_text(encoding="utf8")
-CODE, ENTRY = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+CODE, ENTRY = re.findall(r"```py(?:thon)?\n(.*?)```", PAGE, re.DOTALL)
 (GRID,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 (CSV,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 

@@ -197,7 +197,8 @@ def test_records_without_them_have_no_such_figures(records, tmp_path):
     for i, run in enumerate(records):
         old = {k: v for k, v in run.items() if k in record("full", 1.0)}
         (tmp_path / f"runs/{i}.json").write_text(json.dumps(old), encoding="utf8")
-    assert {path.stem for path in plot.draw(tmp_path)} == {"results", "table", "accuracy"}
+    drawn = {path.stem for path in plot.draw(tmp_path)}
+    assert drawn == {"results", "table", "matched_bits", "accuracy", "time"}
 
 
 def test_of_each_method_the_setting_nearest_in_ratio(records):
