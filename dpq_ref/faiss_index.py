@@ -80,20 +80,20 @@ def from_faiss(index: Any) -> ProductTable | FactoredTable:
         If the index has another form.
     """
     faiss = _faiss()
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform) and index.chain.size() == 1:
-        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+    found = faiss.downcast_index(index)  # a view: `index` may be all that keeps it
+    if isinstance(found, faiss.IndexPreTransform) and found.chain.size() == 1:
+        rotation = faiss.downcast_VectorTransform(found.chain.at(0))
         if isinstance(rotation, faiss.LinearTransform) and rotation.is_orthonormal and not rotation.have_bias:
             right = faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
-            return FactoredTable(from_faiss(index.index), DenseTable(right))
-    if not isinstance(index, faiss.IndexPQ):
-        kind = type(index).__name__
+            return FactoredTable(from_faiss(found.index), DenseTable(right))
+    if not isinstance(found, faiss.IndexPQ):
+        kind = type(found).__name__
         raise ValueError(
             f"index is {kind}; it takes IndexPQ, or IndexPreTransform of one rotation and IndexPQ"
         )
-    pq = index.pq
+    pq = found.pq
     values = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
-    packed = faiss.vector_to_array(index.codes).reshape(index.ntotal, pq.code_size)
+    packed = faiss.vector_to_array(found.codes).reshape(found.ntotal, pq.code_size)
     return ProductTable.from_codes(faiss.unpack_bitstrings(packed, pq.M, pq.nbits), values)
 
 

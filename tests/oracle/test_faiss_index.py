@@ -71,7 +71,7 @@ def test_a_rotation_stands_before_the_index(make, tmp_path):
     faiss.write_index(to_faiss(table), str(tmp_path / "index"))
     index = faiss.read_index(str(tmp_path / "index"))
     np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), table.reconstruct(), atol=1e-5)
-    again = from_faiss(index)
+    again = from_faiss(faiss.read_index(str(tmp_path / "index")))  # with nobody else to keep the index
     np.testing.assert_array_equal(again.left.codes, table.left.codes)
     np.testing.assert_array_equal(again.right.values, table.right.values)
     np.testing.assert_array_equal(again.reconstruct(), table.reconstruct())
