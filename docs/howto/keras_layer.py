@@ -18,6 +18,8 @@ class CompressedEmbedding(keras.layers.Layer):
             if (about["format"], about["kind"], about.get("additive")) != (1, "product", False):
                 raise ValueError(f"{path} holds {about}; it takes a product table, not additive")
             packed, values = file.get_tensor("codes"), file.get_tensor("values")
+        if values.ndim != 3:
+            raise ValueError(f"{path} has groups that are not equally wide")
         n, D = about["vocab_size"], about["n_groups"]
         values = np.broadcast_to(values, (D, *values.shape[1:]))  # a shared codebook is repeated
         K, s = values.shape[1:]

@@ -114,9 +114,9 @@ def test_keras_rows_are_ours_bit_by_bit(how, K, tmp_path):
     model = keras.Model(inputs, layer(inputs))
     ids = np.arange(48).reshape(12, 4)
     np.testing.assert_array_equal(model.predict(ids, verbose=0), table.lookup(ids))
-    product("additive").save(tmp_path / "additive")
-    with pytest.raises(ValueError, match="it takes a product table"):
-        make(tmp_path / "additive")
+    for other in ("additive", "ragged"):
+        with pytest.raises(ValueError, match="not additive|not equally wide"):
+            make(saved(product(other), tmp_path))
 
 
 # --- faiss, gensim ----------------------------------------------------------------------------------------
