@@ -39,7 +39,7 @@ format: $(VENV)/installed  ## format the code and mend what lint can mend
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-oracle: $(ORACLE)/installed  ## compare with torch, faiss and nanopq, in an environment of its own
+oracle: $(ORACLE)/installed  ## compare with torch, faiss, nanopq and gensim, in an environment of its own
 	$(ORACLE)/bin/python -m pytest -m 'oracle and not slow'
 
 oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios

@@ -13,6 +13,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -175,17 +176,22 @@ class Compressed(ABC):
 
     @property
     def words(self) -> list[str] | None:  # noqa: D102
-        if self._stored_words is not None:
-            text, lengths = self._stored_words
-            ends = np.cumsum(lengths, dtype=np.int64).tolist()
-            self.words = [text[a:b].tobytes().decode() for a, b in zip([0, *ends], ends, strict=False)]
+        stored = self._stored_words  # read once: another thread may be here too
+        if stored is not None:
+            text, lengths = stored
+            ends = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+            if ends[-1] != len(text):
+                raise ValueError(f"words of {ends[-1]} bytes in a text of {len(text)}")
+            self.words = [text[a:b].tobytes().decode() for a, b in pairwise(ends)]
         return self._vocabulary
 
     @words.setter
     def words(self, words: Iterable[str] | None) -> None:
-        self._stored_words, self._vocabulary = None, None if words is None else list(words)
-        if self._vocabulary is not None and len(self._vocabulary) != self.vocab_size:
-            raise ValueError(f"{len(self._vocabulary)} words for {self.vocab_size} rows")
+        vocabulary = None if words is None else list(words)
+        if vocabulary is not None and len(vocabulary) != self.vocab_size:
+            raise ValueError(f"{len(vocabulary)} words for {self.vocab_size} rows")
+        self._vocabulary = vocabulary  # before the others are gone
+        self._stored_words = None
         self.__dict__.pop("_ids", None)
 
     @cached_property
@@ -334,7 +340,7 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     try:
         config = json.loads(metadata["dpq_ref"])
         digest, version, kind = config.pop("sha256"), config.pop("format"), config.pop("kind")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no compressed table of dpq_ref: {error!r} in its metadata") from error
     if version != FORMAT or kind not in list(KINDS):
         raise ValueError(
@@ -342,12 +348,16 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
         )
     if not mapped and digest != _digest(kind, config, arrays):
         raise ValueError(f"{path} is damaged: its contents do not match their checksum")
-    text, lengths = (arrays.pop(name, None) for name in WORDS)
+    words = {name: arrays.pop(name) for name in WORDS if name in arrays}
     try:
         table = KINDS[kind].from_stored(arrays, config)
-        if text is not None and lengths is not None:
+        if words:
+            text, lengths = (words[name] for name in WORDS)
+            takes = (np.uint8, np.uint32, (table.vocab_size,), 1)
+            if (text.dtype, lengths.dtype, lengths.shape, text.ndim) != takes:
+                raise ValueError(f"words {text.dtype} {text.shape}, {lengths.dtype} {lengths.shape}")
             table._stored_words = text, lengths
-    except (TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
     return table
 

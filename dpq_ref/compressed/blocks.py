@@ -71,6 +71,7 @@ class BlockTable(Compressed):
             (n_bits is not None and not 1 <= n_bits <= 16)
             or not 1 <= c <= 1 << 16
             or max(self.ranks) > dim
+            or vocab_size * min(self.ranks) * (n_bits or 1) > factors.size * (8 if n_bits else 1)
             or (blocks is None) != (c == 1)
             or (blocks is not None and (blocks.dtype != np.uint8 or blocks.shape != stored))
             or (scales is None) != (n_bits is None)

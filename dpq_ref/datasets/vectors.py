@@ -66,6 +66,14 @@ def read_text_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np
                     dim = len(fields) - 1
                 if dim < 1:
                     raise ValueError(f"line 1: takes a word and numbers, got {bytes(block[:60])!r}")
+            # d numbers take 2 d bytes: no header makes a table that is larger than its file.
+            lengths = np.diff(starts)
+            if len(lengths) and lengths.min() < 2 * dim:
+                i = int((lengths < 2 * dim).argmax())
+                found = len(bytes(block[starts[i] : starts[i + 1]]).split()[1:])
+                raise ValueError(f"line {number + 1 + i}: {found} numbers, takes {dim}")
+            if not len(lengths):
+                continue
             # The system moves pages of a large array rather than copy it: there is never a second one.
             table.resize((len(words) + len(starts) - 1, dim), refcheck=False)
             vectors = table[len(words) :]

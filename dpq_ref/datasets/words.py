@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,13 +186,26 @@ def read_npz_table(path: PathLike) -> tuple[list[str], NDArray[np.floating]]:
             missing = [name for name in ("words", "vectors") if name not in arrays]
             if missing:
                 raise ValueError(f"no array {' and no '.join(missing)}; it has {', '.join(arrays)}")
-            words, vectors = arrays["words"], arrays["vectors"]
+            words, vectors = _array(arrays, "words"), _array(arrays, "vectors")
         if words.dtype.kind != "U" or words.shape != vectors.shape[:1]:
             got = f"words {words.dtype} {words.shape} for vectors {vectors.shape}"
             raise ValueError(f"{got}; takes text (n,) for (n, d)")
         return words.tolist(), checks.as_table(vectors, "vectors")
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a header may make NumPy and zipfile raise nearly anything
         raise ValueError(f"{path}: {error}") from error
+
+
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Array of an .npz, if it is not larger than its file says; NumPy would make room for it first."""
+    with arrays.zip.open(f"{name}.npy") as file:
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
+    if (
+        not dtype.hasobject
+        and math.prod(shape) * dtype.itemsize > arrays.zip.getinfo(f"{name}.npy").file_size
+    ):
+        raise ValueError(f"{name} is cut off")
+    return arrays[name]
 
 
 def _lines(path: PathLike) -> Iterator[tuple[str, str]]:

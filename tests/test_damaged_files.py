@@ -1,0 +1,359 @@
+"""Damaged files: a reader refuses them with a ValueError, or reads exactly what is there, and never at length.
+
+Files are damaged as they are stored, and inside of their packing with all lengths and checksums made right.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import struct
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from dpq_ref.compressed import (
+    BlockTable,
+    DenseTable,
+    FactoredTable,
+    ProductTable,
+    ScalarTable,
+    SparseTable,
+    load,
+)
+from dpq_ref.tables import read_table
+
+PEAK = 100 << 20  # bytes; text is read by 16 MiB at a time
+WORDS = ["the", "new york", "ä", "5"]
+X = np.float32([[0.5, -1, 3], [1e-20, 2, 0.1], [7, 8, 9], [-0.0, 1e10, 42]])
+
+
+# --- Valid files, and what is in them ---------------------------------------------------------------------
+
+
+def text(header):
+    lines = [f"{w} {' '.join(map(str, row))}\n" for w, row in zip(WORDS, X, strict=True)]
+    return "".join([header, *lines]).encode()
+
+
+def binary():
+    rows = [w.replace(" ", "_").encode() + b" " + x.tobytes() + b"\n" for w, x in zip(WORDS, X, strict=True)]
+    return b"4 3\n" + b"".join(rows)
+
+
+def npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def npz(words, vectors):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("words.npy", words)
+        archive.writestr("vectors.npy", vectors)
+    return content.getvalue()
+
+
+CHECKPOINT = save_safetensors({"word_embeddings.weight": X, "bias": X[0]}, {"format": "pt"})
+
+
+def text_by_hand(content):
+    """Words and vectors, by Python's own means; ValueError where there are none."""
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    stated, head = None, lines[0].split()
+    if len(head) == 2 and head[0].isdigit() and head[1].isdigit():
+        stated, d, lines = int(head[0]), int(head[1]), lines[1:]
+    else:
+        d = len(head) - 1
+    words, rows = [], []
+    for line in lines:
+        word, *numbers = line.rstrip().rsplit(b" ", d)
+        words.append(word.decode())
+        rows.append([float(number) for number in numbers])
+    if d < 1 or not words or {len(row) for row in rows} != {d} or stated not in (None, len(words)):
+        raise ValueError
+    with np.errstate(over="ignore"):
+        return words, np.array(rows).astype(np.float32)
+
+
+def binary_by_hand(content):
+    file = io.BytesIO(content)
+    n, d = map(int, file.readline().split())
+    words, rows = [], []
+    for _ in range(n):
+        word = b""
+        while (byte := file.read(1)) != b" ":
+            word += byte
+        words.append(word.lstrip(b"\n").decode())
+        rows.append(struct.unpack(f"<{d}f", file.read(4 * d)))
+    return words, np.float32(rows).reshape(n, d)
+
+
+def npy_by_hand(content):
+    return None, np.load(io.BytesIO(content))
+
+
+def npz_by_hand(content):
+    with np.load(io.BytesIO(content)) as arrays:
+        return arrays["words"].tolist(), arrays["vectors"]
+
+
+def checkpoint_by_hand(content):
+    tables = {name: a for name, a in load_safetensors(content).items() if a.ndim == 2 and a.dtype.kind == "f"}
+    return None, next(a for name, a in tables.items() if re.search("embed|lookup", name, re.IGNORECASE))
+
+
+def repack_npz(damage):
+    members = [npy(np.array(WORDS)), npy(X)]
+    which = damage.integer(1)
+    members[which] = damage(members[which])
+    return npz(*members)
+
+
+def repack_safetensors(damage, content):
+    """Its header damaged, and the length of the header right."""
+    size = int.from_bytes(content[:8], "little")
+    header = damage(content[8 : 8 + size])
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+
+# Ending, how a file is damaged, what it then says.
+FILES = {
+    "txt": (".txt", lambda damage: damage(text("")), text_by_hand),
+    "vec": (".vec", lambda damage: damage(text("4 3\n")), text_by_hand),
+    "gz": (
+        ".gz",
+        lambda damage: damage(gzip.compress(text(""), mtime=0)),
+        lambda c: text_by_hand(gzip.decompress(c)),
+    ),
+    "xz": (".xz", lambda damage: damage(lzma.compress(text(""))), lambda c: text_by_hand(lzma.decompress(c))),
+    "bin": (".bin", lambda damage: damage(binary()), binary_by_hand),
+    "npy": (".npy", lambda damage: damage(npy(X)), npy_by_hand),
+    "npz": (".npz", lambda damage: damage(npz(npy(np.array(WORDS)), npy(X))), npz_by_hand),
+    "npz inside": (".npz", repack_npz, npz_by_hand),
+    "checkpoint": (".safetensors", lambda damage: damage(CHECKPOINT), checkpoint_by_hand),
+    "checkpoint header": (
+        ".safetensors",
+        lambda damage: repack_safetensors(damage, CHECKPOINT),
+        checkpoint_by_hand,
+    ),
+}
+
+
+# --- Damage -----------------------------------------------------------------------------------------------
+
+NASTY = [
+    b"-1",
+    b"0",
+    b"1",
+    b"2",
+    b"4300",
+    b"65536",
+    b"99999999",
+    b"4294967297",
+    b"9223372036854775808",
+    b"9" * 30,
+]
+NASTY += [
+    b"1e999",
+    b"nan",
+    b"-",
+    b"_",
+    b"3.5",
+    b"true",
+    b"null",
+    b'""',
+    b"[]",
+    b"{}",
+    b"[" * 2000,
+    b'"F64"',
+    b'"O"',
+]
+NASTY += [b"", b" ", b"\n", b"\r\n", b"\0", b"\xff" * 8, b"PK\x03\x04", b"\x93NUMPY\x03\x00"]
+
+
+class Damage:
+    """A few places of a file put in place of by something else; numbers are hit more often than they would."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def integer(self, most):
+        return self.draw(st.integers(0, most))
+
+    def __call__(self, content):
+        for _ in range(1 + self.integer(2)):
+            numbers = [match.span() for match in re.finditer(rb"[0-9]+", content)]
+            start = self.integer(len(content))
+            stop = min(len(content), start + self.draw(st.sampled_from([0, 1, 2, 8, 10**6])))
+            if numbers and self.integer(1):
+                start, stop = self.draw(st.sampled_from(numbers))
+            new = self.draw(st.sampled_from(NASTY) | st.binary(max_size=4))
+            content = content[:start] + new + content[stop:]
+        return content
+
+
+def run(check, name, damage, folder, examples):
+    """Run a check on so many damaged files."""
+
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(data=st.data())
+    def each(data):
+        check(name, damage(Damage(data.draw)), folder)
+
+    each()
+
+
+def check_table(name, content, folder):
+    """Read a table with little memory: either refused, or what is there."""
+    ending, _, by_hand = FILES[name]
+    path = folder / f"table{ending}"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        words, vectors, _ = read_table(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+        return
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < PEAK
+    expected_words, expected = by_hand(content)
+    assert words == expected_words
+    dtype = np.float64 if expected.dtype == np.float64 else np.float32
+    assert vectors.dtype == dtype and vectors.shape == expected.shape
+    assert vectors.tobytes() == expected.astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_tables(name, tmp_path):
+    run(check_table, name, FILES[name][1], tmp_path, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_many_damaged_tables(name, tmp_path):
+    run(check_table, name, FILES[name][1], tmp_path, 5000)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_files_are_valid_before(name, tmp_path):
+    ending, damage, by_hand = FILES[name]
+
+    class NoDamage(Damage):
+        def __init__(self):
+            pass
+
+        def integer(self, most):
+            return most
+
+        def __call__(self, content):
+            return content
+
+    (tmp_path / f"table{ending}").write_bytes(damage(NoDamage()))
+    words, vectors, _ = read_table(tmp_path / f"table{ending}")
+    np.testing.assert_array_equal(vectors, X)
+    assert words in (None, WORDS, [word.replace(" ", "_") for word in WORDS])
+
+
+# --- Compressed tables ------------------------------------------------------------------------------------
+
+
+def compressed():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    codes, kept = rng.integers(0, 5, (20, 3)), rng.random((20, 9)) < 0.3
+    wide = rng.random((20, 100)) < 0.02
+    numbers, levels = rng.integers(0, 6, kept.sum()), np.arange(6, dtype=np.float32)
+    product, scalar = ProductTable.from_codes(codes, draw(3, 5, 4)), ScalarTable.from_codes(codes, 3)
+    return {
+        "product": product,
+        "shared": ProductTable.from_codes(codes, draw(1, 5, 4)),
+        "additive": ProductTable.from_codes(codes, draw(3, 5, 4), additive=True),
+        "ragged": ProductTable.from_codes(codes, draw(5, 11)),
+        "dense": DenseTable(draw(20, 4)),
+        "half": DenseTable(draw(20, 4).astype(np.float16)),
+        "scalar": scalar,
+        "scaled": ScalarTable.from_codes(codes, 3, draw(20, 1), draw(8)),
+        "rotated": FactoredTable(product, draw(12, 12)),
+        "signs": FactoredTable(ScalarTable.from_codes(codes % 2, 1), draw(3, 7), draw(7), draw(1) ** 2),
+        "one block": BlockTable.from_factors(np.zeros(20, int), [draw(20, 2)], [draw(2, 5)]),
+        "blocks": BlockTable.from_factors(np.arange(20) % 2, [draw(10, 2), draw(10, 5)], [draw(2, 5), None]),
+        "coded blocks": BlockTable.from_factors(
+            np.arange(20) % 2,
+            [rng.integers(0, 8, (10, 2)), rng.integers(0, 8, (10, 5))],
+            [rng.integers(0, 8, (2, 5)), None],
+            draw(2, 2),
+            n_bits=3,
+        ),
+        "bitmap": SparseTable.from_entries(kept, draw(kept.sum())),
+        "columns": SparseTable.from_entries(wide, draw(wide.sum())),
+        "huffman": SparseTable.from_entries(kept, numbers, levels, huffman=True),
+    }
+
+
+TABLES = compressed()
+
+
+def artefact(name, folder):
+    table = TABLES[name]
+    table.words = [f"w{i}" for i in range(20)]
+    table.save(folder / "whole")
+    return (folder / "whole").read_bytes()
+
+
+def check_artefact(name, content, folder):
+    """Refused, or all as it was; mapped, where no checksum is looked at, no row is out of what is there."""
+    table, path = TABLES[name], folder / "table"
+    path.write_bytes(content)
+    for mapped in (False, True):
+        tracemalloc.start()
+        try:
+            again = load(path, mapped=mapped)
+            if mapped:
+                try:
+                    _ = again.words
+                    again.lookup(np.arange(again.vocab_size))
+                    again.scores(np.zeros((1, again.dim)))
+                except (ValueError, IndexError):
+                    pass
+            else:
+                assert type(again) is type(table) and again.words == table.words
+                np.testing.assert_array_equal(again.reconstruct(), table.reconstruct(), strict=True)
+        except ValueError as error:
+            assert str(path) in str(error)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < PEAK
+
+
+WAYS = {"anywhere": lambda damage, content: damage(content), "header": repack_safetensors}
+
+
+def damage_artefact(name, way, folder, examples):
+    content = artefact(name, folder)
+    run(check_artefact, name, lambda damage: WAYS[way](damage, content), folder, examples)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", TABLES)
+def test_damaged_artefacts(name, way, tmp_path):
+    damage_artefact(name, way, tmp_path, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", TABLES)
+def test_many_damaged_artefacts(name, way, tmp_path):
+    damage_artefact(name, way, tmp_path, 2000)
