@@ -9,7 +9,7 @@ M. Charikar, *Similarity Estimation Techniques from Rounding Algorithms*, STOC 2
 learned are in `baselines.itq` and `baselines.near_lossless`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.rows import blocks
 from dpq_ref import backend, checks
 from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable, ScalarTable
-from dpq_ref.kernels.reference import BLOCK, Array, Integers
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.progress import told
 
 Bits = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
@@ -270,7 +272,7 @@ def sides(X: Array, planes: Array, mean: Array | None = None) -> Bits:
     """
     kernels = backend.get()
     codes = np.empty((len(X), planes.shape[1]), np.uint8)
-    for rows in blocks(len(X), max(planes.shape)):
+    for rows in told("codes", blocks(len(X), max(planes.shape))):
         block = X[rows] if mean is None else X[rows] - mean
         codes[rows] = kernels.sides(block.astype(planes.dtype, copy=False), planes)
     return codes
@@ -313,7 +315,7 @@ def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Fl
     centre = mean.astype(X.dtype)  # rounded, but what it is times the centred signs is 0
     c, d = codes.shape[1], X.shape[1]
     gram, cross, sums = np.zeros((c, c)), np.zeros((c, d)), backend.get().cross
-    for rows in blocks(len(X), max(c, d)):
+    for rows in told("decoder", blocks(len(X), max(c, d))):
         signs, q = 2.0 * codes[rows] - (1 + mean_sign), shares[rows]
         gram += sums(signs, signs, q)  # in float64: bits that repeat must cancel
         cross += sums(signs.astype(X.dtype), X[rows] - centre, q.astype(X.dtype))
@@ -325,9 +327,3 @@ def linear_decoder(codes: Bits, X: Array, weights: Float64) -> tuple[Float64, Fl
 def as_bits(X: Array) -> Bits:
     """1 where x >= 0, so for both zeros, uint8."""
     return (X >= 0).astype(np.uint8)
-
-
-def blocks(n: int, width: int) -> Iterator[slice]:
-    """Cut n rows into slices of at most BLOCK entries."""
-    step = max(1, BLOCK // width)
-    return (slice(i, i + step) for i in range(0, n, step))

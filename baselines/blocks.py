@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.low_rank import right_vectors
+from baselines.rows import Rows
+from baselines.rows import blocks as slices
 from dpq_ref.backend import one_blas_thread
-from dpq_ref.kernels.reference import BLOCK, Array, Integers
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.progress import told
 
 HALVINGS = 40  # of the range of the Lagrange multiplier, on a logarithmic scale
 
@@ -79,24 +82,24 @@ def fit_blocks(
     ranks = np.where(ranks * (counts + d) >= counts * d, d, ranks)
     bases: list[Array | None] = []
     for p, rank in enumerate(ranks):
-        q = weights[blocks == p]
+        words = np.flatnonzero(blocks == p)
+        q = weights[words]
         q = q if q.any() else np.ones(len(q))
-        bases.append(None if rank == d else right_vectors(X[blocks == p], q, rank)[1][:rank])
+        bases.append(None if rank == d else right_vectors(Rows(X, words), q, rank)[1][:rank])
     return bases, ranks
 
 
 def residuals(X: Array, bases: list[Array | None]) -> NDArray[np.float64]:
     """Squared error of each row with the best coefficients in each block, |a|^2 - |V^T a|^2, (n, c)."""
     errors = np.zeros((len(X), len(bases)))
-    step = max(1, BLOCK // X.shape[1])
     with one_blas_thread:
-        for i in range(0, len(X), step):
-            rows = X[i : i + step].astype(np.float64)
+        for block in told("errors in each block", slices(*X.shape)):
+            rows = X[block].astype(np.float64)
             norms = np.einsum("ij,ij->i", rows, rows)
             for p, basis in enumerate(bases):
                 if basis is not None:
                     Z = rows @ basis.T
-                    errors[i : i + step, p] = np.maximum(norms - np.einsum("ij,ij->i", Z, Z), 0)
+                    errors[block, p] = np.maximum(norms - np.einsum("ij,ij->i", Z, Z), 0)
     return errors
 
 

@@ -28,11 +28,14 @@ from baselines.blocks import (
     residuals,
 )
 from baselines.levels import nearest_level, optimal_clips
+from baselines.rows import Rows
+from baselines.rows import blocks as slices
 from baselines.scalar import as_float32
 from dpq_ref import checks
 from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import BlockTable
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.progress import told
 
 RANKS = ("frequency", "uniform")
 REFINEMENTS = ("none", "moves", "lagrangian")
@@ -196,13 +199,12 @@ class GroupReduce(Compressor):
         self.factors_: list[tuple[Array, Array | None]] = []
         self._scales_ = np.ones((self.n_blocks, 2), np.float32)
         for p, basis in enumerate(bases):
-            rows, q = X[blocks == p], weights[blocks == p]
+            words = np.flatnonzero(blocks == p)
             right = None if basis is None else basis.astype(X.dtype)
-            with one_blas_thread:
-                left = rows if right is None else rows @ right.T
+            left = X[words] if right is None else _coefficients(Rows(X, words), right)
             self.factors_.append((left, right))
             if self.factor_bits < 32:
-                self._scales_[p] = best_scales(left, right, q, self.factor_bits)
+                self._scales_[p] = best_scales(left, right, weights[words], self.factor_bits)
         self.error_ = unit * self._stored_error(X, weights)
         return self
 
@@ -289,11 +291,21 @@ class GroupReduce(Compressor):
     def _stored_error(self, X: Array, weights: Array) -> float:
         table, error = self.compress(), 0.0
         for p in range(self.n_blocks):
-            left, right = table.block(p)
-            rows = left if right is None else left @ right
-            difference = X[self.blocks_ == p].astype(np.float64) - rows
-            error += float(weights[self.blocks_ == p] @ np.einsum("ij,ij->i", difference, difference))
+            words, (left, right) = np.flatnonzero(self.blocks_ == p), table.block(p)
+            for part in told("error as stored", slices(len(words), X.shape[1])):
+                rows = left[part] if right is None else left[part] @ right
+                difference = X[words[part]].astype(np.float64) - rows
+                error += float(weights[words[part]] @ np.einsum("ij,ij->i", difference, difference))
         return error
+
+
+def _coefficients(rows: Rows, right: Array) -> Array:
+    """Coefficients of rows, A V, (n_p, d), (r, d) -> (n_p, r)."""
+    left = np.empty((len(rows), len(right)), rows.dtype)
+    with one_blas_thread:
+        for part in told("coefficients", slices(*rows.shape)):
+            left[part] = rows[part] @ right.T
+    return left
 
 
 def best_scales(

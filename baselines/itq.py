@@ -11,8 +11,12 @@ import numpy as np
 
 from baselines.binary import BinaryCoder, Bits, Float64, random_frame, sides, weighted_mean
 from baselines.low_rank import right_vectors
+from baselines.rows import Rows, blocks, sample
 from dpq_ref import backend, checks
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.progress import told
+
+PRODUCT_ROWS = 512  # that the kernel takes at a time: where blocks of them end, too, no product is another
 
 
 class ITQ(BinaryCoder):
@@ -34,8 +38,11 @@ class ITQ(BinaryCoder):
     n_init : int
         Random rotations to start from; the best counts. The loss has local minima: for rows that are vertices
         of a rotated cube, loss 0, every second start ends in one.
+    max_train_rows : int, optional
+        Learn the rotation from a sample of so many rows, at least d; mean, components and decoder are of all
+        rows. By default the rotation is, too, for which the table is held once more, in c columns.
     random_state : int, numpy.random.Generator or None
-        Of the rotations.
+        Of the rotations, and of the sample.
 
     Attributes
     ----------
@@ -45,8 +52,11 @@ class ITQ(BinaryCoder):
     rotation_ : (c, c) float64
         R, orthogonal: V @ rotation_ are the rotated components.
     objective_ : (n_iter_,) float64
-        |B - V R|^2 after each iteration of the best start, B recomputed for the R beside it.
+        |B - V R|^2 after each iteration of the best start, B recomputed for the R beside it; of the sample,
+        where there is one.
     n_iter_ : int
+    n_train_rows_ : int
+        Rows that the rotation was learned from.
     codes_, decoder_, offset_ : as in `BinaryCoder`
 
     Notes
@@ -75,6 +85,7 @@ class ITQ(BinaryCoder):
         ratio: float | None = None,
         max_iter: int = 50,
         n_init: int = 1,
+        max_train_rows: int | None = None,
         random_state: Any = None,
     ):
         self.n_bits = n_bits
@@ -82,6 +93,7 @@ class ITQ(BinaryCoder):
         self.ratio = ratio
         self.max_iter = max_iter
         self.n_init = n_init
+        self.max_train_rows = max_train_rows
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -97,8 +109,8 @@ class ITQ(BinaryCoder):
         Raises
         ------
         ValueError
-            If not exactly one of n_bits and a budget is given, n_bits is above d, or an entry is NaN or
-            infinite.
+            If not exactly one of n_bits and a budget is given, n_bits is above d, max_train_rows is below d,
+            or an entry is NaN or infinite.
         """
         from threadpoolctl import threadpool_limits
 
@@ -109,20 +121,36 @@ class ITQ(BinaryCoder):
         n_init = checks.positive("n_init", self.n_init)
         removed = self._number_removed(*X.shape)
         rng = np.random.default_rng(self.random_state)
+        some = self._sample(X.shape[1], weights, rng)
         self.mean_ = weighted_mean(X, weights).astype(X.dtype)
-        centred = X - self.mean_
+        centred = Rows(X, centre=self.mean_)
         directions = right_vectors(centred, weights, removed + n_bits)[1][removed : removed + n_bits]
         self.components_ = np.zeros((n_bits, X.shape[1]), X.dtype)
         self.components_[: len(directions)] = directions
         with threadpool_limits(1, "blas"):
-            V = backend.get().multiply(centred, self.components_.T)
+            V = self._projected(Rows(X, some, self.mean_))
+            q = weights if some is None else weights[some]
             starts = (random_frame(n_bits, n_bits, rng) for _ in range(n_init))
-            runs = (itq_rotation(V, weights, start, max_iter) for start in starts)
+            runs = (itq_rotation(V, q, start, max_iter) for start in starts)
             self.rotation_, self.objective_ = min(runs, key=lambda run: run[1][-1])
-        self.n_iter_ = len(self.objective_)
+        self.n_iter_, self.n_train_rows_ = len(self.objective_), len(V)
+        del V
         self._planes = (self.components_.T @ self.rotation_).astype(X.dtype)
         self._decode_by_least_squares(X, weights)
         return self
+
+    def _sample(self, d: int, weights: Float64, rng: np.random.Generator) -> Integers | None:
+        """Rows to learn the rotation from; None for all."""
+        if self.max_train_rows is None:
+            return None
+        return sample(weights, checks.positive("max_train_rows", self.max_train_rows, least=d), d, rng)
+
+    def _projected(self, rows: Rows) -> Array:
+        """Components of rows, V, (n, d) -> (n, c)."""
+        V = np.empty((len(rows), len(self.components_)), rows.dtype)
+        for block in told("components", blocks(*rows.shape, PRODUCT_ROWS)):
+            V[block] = backend.get().multiply(rows[block], self.components_.T)
+        return V
 
     def _code(self, X: Array) -> Bits:
         return sides(X, self._planes, self.mean_)
@@ -154,14 +182,14 @@ class IIQ(ITQ):
     n_removed : int, optional
         m, from 0 and below min(n, d). By default d / 100, rounded, the rule of all-but-the-top (Mu,
         Viswanath 2018).
-    max_iter, n_init, random_state
+    max_iter, n_init, max_train_rows, random_state
         As in `ITQ`.
 
     Attributes
     ----------
     n_removed_ : int
         m.
-    mean_, components_, rotation_, objective_, n_iter_, codes_, decoder_, offset_ : as in `ITQ`
+    mean_, components_, rotation_, objective_, n_iter_, n_train_rows_, codes_, decoder_, offset_ : as in `ITQ`
 
     Examples
     --------
@@ -181,10 +209,17 @@ class IIQ(ITQ):
         n_removed: int | None = None,
         max_iter: int = 50,
         n_init: int = 1,
+        max_train_rows: int | None = None,
         random_state: Any = None,
     ):
         super().__init__(
-            n_bits, bits=bits, ratio=ratio, max_iter=max_iter, n_init=n_init, random_state=random_state
+            n_bits,
+            bits=bits,
+            ratio=ratio,
+            max_iter=max_iter,
+            n_init=n_init,
+            max_train_rows=max_train_rows,
+            random_state=random_state,
         )
         self.n_removed = n_removed
 
@@ -228,7 +263,7 @@ def itq_rotation(V: Array, weights: Float64, rotation: Float64, max_iter: int) -
     shares, below = (weights / largest).astype(V.dtype), np.empty((len(V), rotation.shape[1]), np.bool_)
     product = sign_products(V, rotation.astype(V.dtype), shares, below)[0]
     objective = []
-    for _ in range(max_iter):
+    for _ in told("rotation", range(max_iter)):
         rotation = procrustes(product)
         before = product
         product, loss = sign_products(V, rotation.astype(V.dtype), shares, below, before)

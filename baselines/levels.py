@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.progress import told
 
 Numbers = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ def nearest_level(X: Array, clips: Any, n_bits: int, rng: np.random.Generator | 
     codes = np.empty(X.shape, np.min_scalar_type(top))
     clips = np.broadcast_to(np.where(clips, clips, np.inf).astype(np.float64), X.shape)
     step = max(1, BLOCK // X.shape[1])
-    for i in range(0, len(X), step):
+    for i in told("codes", range(0, len(X), step)):
         position = (X[i : i + step] / clips[i : i + step] + 1) * (top / 2)
         rounded = np.rint(position) if rng is None else np.floor(position + rng.random(position.shape))
         codes[i : i + step] = np.clip(rounded, 0, top)
@@ -181,7 +182,7 @@ def in_bins(X: Array, weights: Numbers, n_bits: int) -> tuple[Numbers, Numbers]:
     shift, lowest = 23 - digits, (127 - OCTAVES) << digits
     mass, sums = np.zeros((2, (OCTAVES + 1) << digits))
     step = max(1, BATCH // w)
-    for i in range(0, n, step):
+    for i in told("clip", range(0, n, step)):
         x = np.abs(X[i : i + step].astype(np.float64)).ravel() / (largest or 1)
         q = np.repeat(weights[i : i + step], w)
         bins = np.maximum((x.astype(np.float32).view(np.int32) >> shift) - lowest, 0)

@@ -13,13 +13,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.rows import Rows, blocks
 from baselines.scalar import as_float32
 from dpq_ref import backend, checks
 from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable
-from dpq_ref.kernels.reference import BLOCK, Array
+from dpq_ref.kernels.reference import Array
+from dpq_ref.progress import told
 
 OVERSAMPLING = 10  # directions that the randomized solver carries beyond the rank
+GRAM_ROWS = 2048  # that the kernel takes at a time, where blocks of them end, too, no sum is another
 
 
 class LowRank(Compressor):
@@ -146,7 +149,7 @@ class LowRank(Compressor):
         return 32 * size["rank"] * (n + d)
 
 
-def right_vectors(X: Array, weights: Array, rank: int | None = None) -> tuple[Array, Array]:
+def right_vectors(X: Array | Rows, weights: Array, rank: int | None = None) -> tuple[Array, Array]:
     """Singular values and right singular vectors of diag(sqrt q) A.
 
     A table of no fewer rows than columns goes through its Gram matrix, A^T diag(q) A: quick, and no copy. A
@@ -159,7 +162,7 @@ def right_vectors(X: Array, weights: Array, rank: int | None = None) -> tuple[Ar
 
     Parameters
     ----------
-    X : (n, d)
+    X : (n, d), or `Rows`
     weights : (n,)
     rank : int, optional
         The k of the vectors that are needed; all by default.
@@ -175,17 +178,24 @@ def right_vectors(X: Array, weights: Array, rank: int | None = None) -> tuple[Ar
     scale = float(weights.max())
     if n < d:
         with one_blas_thread:
-            _, values, vectors = linalg.svd(np.sqrt(weights / scale)[:, None] * X, full_matrices=False)
+            _, values, vectors = linalg.svd(np.sqrt(weights / scale)[:, None] * X[:], full_matrices=False)
         return values * np.sqrt(scale), _with_signs(vectors)
     shares = weights / scale
     if X.dtype == np.float32 and rank is not None:
-        squares, vectors = _eigen(backend.get().cross(X, X, shares.astype(X.dtype)).astype(X.dtype))
+        gram = _gram(X, shares.astype(np.float32), told("Gram matrix", blocks(n, d, GRAM_ROWS)))
+        squares, vectors = _eigen(gram.astype(np.float32))
     if X.dtype != np.float32 or rank is None or not _harmless(squares, rank):
-        step = max(1, BLOCK // d)
-        blocks = ((X[i : i + step].astype(np.float64), shares[i : i + step]) for i in range(0, n, step))
-        gram = sum((backend.get().cross(rows, rows, q) for rows, q in blocks), np.zeros((d, d)))
-        squares, vectors = _eigen(gram)
+        squares, vectors = _eigen(_gram(X, shares, told("Gram matrix, exactly", blocks(n, d))))
     return np.sqrt(squares * scale), _with_signs(vectors)
+
+
+def _gram(X: Array | Rows, weights: Array, slices: Iterable[slice]) -> Array:
+    """A^T diag(q) A, computed in the dtype of the weights, summed in float64."""
+    gram, cross = np.zeros((X.shape[1], X.shape[1])), backend.get().cross
+    for rows in slices:
+        block = X[rows].astype(weights.dtype, copy=False)
+        gram += cross(block, block, weights[rows])
+    return gram
 
 
 def _eigen(gram: Array) -> tuple[Array, Array]:
@@ -252,9 +262,8 @@ def randomized_right_vectors(
 
 def _weighted(X: Array, weights: Array) -> Iterator[Array]:
     """Blocks of rows of diag(sqrt q) A, in float64."""
-    step = max(1, BLOCK // X.shape[1])
-    for i in range(0, len(X), step):
-        yield np.sqrt(weights[i : i + step])[:, None] * X[i : i + step]
+    for rows in told("products", blocks(*X.shape)):
+        yield np.sqrt(weights[rows])[:, None] * X[rows]
 
 
 def _with_signs(vectors: Array) -> Array:

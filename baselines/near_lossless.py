@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.binary import BinaryCoder, Bits, Float64, blocks, random_frame, sides
+from baselines.binary import BinaryCoder, Bits, Float64, random_frame, sides
+from baselines.rows import blocks
 from dpq_ref import checks
 from dpq_ref.compressed import FactoredTable, ScalarTable
 from dpq_ref.kernels.reference import Array, Integers

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
+from baselines.rows import blocks, sample
 from dpq_ref import backend, checks
 from dpq_ref.compressed import FactoredTable, ProductTable
 from dpq_ref.compressed.product import group_columns
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 from dpq_ref.kmeans import KMeans
+from dpq_ref.progress import told
 
 LLOYD = 25  # iterations of k-means
 BYTE = 8  # bits of a code at most, where a budget decides
@@ -58,6 +60,8 @@ class ProductQuantizer(Compressor):
     objective_ : (n_iter_,) float64
         Weighted squared error of the whole table, or of the sample, after each iteration.
     n_iter_ : int
+    n_train_rows_ : int
+        Rows that codebooks were learned from.
 
     Examples
     --------
@@ -118,6 +122,7 @@ class ProductQuantizer(Compressor):
         kmeans.fit(self._cut(X if some is None else X[some]), weights if some is None else weights[some])
         self.codebooks_ = kmeans.centroids
         self.codes_ = kmeans.codes if some is None else self._nearest(X)
+        self.n_train_rows_ = len(kmeans.codes)
         self.objective_ = np.sum(kmeans.objective, axis=1)
         self.n_iter_ = len(self.objective_)
         return self
@@ -156,13 +161,13 @@ class ProductQuantizer(Compressor):
         rng = np.random.default_rng(self.random_state)
         return KMeans(n_codes, max_iter=max_iter, kernels=backend.get(self.backend), rng=rng)
 
-    def _sample(self, weights: Array, n_codes: int, rng: np.random.Generator) -> Integers | None:
+    def _sample(
+        self, weights: NDArray[np.float64], n_codes: int, rng: np.random.Generator
+    ) -> Integers | None:
         """Rows to learn from, those without weight left out; None for all."""
         if self.rows_per_code is None:
             return None
-        most = n_codes * checks.positive("rows_per_code", self.rows_per_code)
-        rows = np.flatnonzero(weights)
-        return None if len(weights) <= most or len(rows) < n_codes else rng.permutation(rows)[:most]
+        return sample(weights, n_codes * checks.positive("rows_per_code", self.rows_per_code), n_codes, rng)
 
     def _sizes(self, n: int, d: int, budget: int) -> Iterable[dict[str, int]]:
         all_groups, all_codes = range(1, d + 1), [1 << b for b in range(1, BYTE + 1) if b == 1 or 1 << b <= n]
@@ -186,8 +191,11 @@ class ProductQuantizer(Compressor):
         return points
 
     def _nearest(self, X: Array) -> Integers:
-        points = self._cut(X).astype(self.codebooks_.dtype, copy=False)
-        return backend.get(self.backend).nearest_code(points, self.codebooks_)
+        codes = np.empty((len(X), len(self._columns)), np.int32)
+        for rows in told("codes", blocks(*X.shape)):
+            points = self._cut(X[rows]).astype(self.codebooks_.dtype, copy=False)
+            codes[rows] = backend.get(self.backend).nearest_code(points, self.codebooks_)
+        return codes
 
     def _joined(self, codes: Integers) -> Array:
         """Centroids of codes side by side, (n, D) -> (n, d)."""

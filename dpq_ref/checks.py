@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_ref.kernels.reference import BLOCK
+from dpq_ref.progress import told
+
 
 def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
     """Check ids of rows, or codes.
@@ -60,11 +63,16 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
     double = array.dtype.newbyteorder("=") == np.float64
     array = array.astype(np.float64 if double else np.float32, copy=False)
     array = np.ascontiguousarray(array)
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(np.vdot(array, array))  # one pass; only where it is not, each entry is looked at
-    bad = np.zeros(1, bool) if finite else ~np.isfinite(array).all(axis=1)
-    if bad.any():
-        count, row = int((~np.isfinite(array[bad])).sum()), int(bad.argmax())
+    count, row, step = 0, 0, max(1, BLOCK // array.shape[1])
+    for start in told("reading", range(0, len(array), step)):
+        block = array[start : start + step]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.vdot(block, block)):  # one pass; only where it is not, each entry is looked at
+                continue
+        bad = ~np.isfinite(block)
+        row = row if count or not bad.any() else start + int(bad.any(axis=1).argmax())
+        count += int(bad.sum())
+    if count:
         entries = "entry that is" if count == 1 else "entries that are"
         raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {row}")
     return array

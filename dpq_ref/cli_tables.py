@@ -4,6 +4,8 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar"
 SLOW = {"compositional", "kd-codes", "dpq", "near-lossless"}  # trained by gradients: not among "best"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 WORST = 10  # words that `evaluate` shows
+LARGE = 1 << 30  # bytes of a table from which on `compress` learns from samples
+SAMPLES = {"rows_per_code": (256, "codebooks"), "max_train_rows": (1 << 17, "rotation")}  # what from them
 
 _INPUT = click.Path(exists=True, dir_okay=False)
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
@@ -105,6 +109,10 @@ def compress(
     arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and --budget it
     takes one; or the parameters of the method that decide the size. The result is as close to the size as it
     can be without exceeding it.
+
+    An .npy and a float32 tensor stay in their file, and may be larger than memory. From 1 GiB on, product
+    quantization learns codebooks from 256 rows a code, and ITQ and IIQ their rotation from 131,072 rows,
+    unless --parameter rows_per_code=null or max_train_rows=null says all.
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output}: it takes a name that ends in .safetensors")
@@ -112,14 +120,36 @@ def compress(
         raise click.UsageError("--ratio, --bits and --budget: it takes one of them")
     size = {"ratio": ratio, "bits": 8 * budget if budget is not None else bits}
     given = {name: value for name, value in size.items() if value is not None} | dict(parameters)
-    vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
-    if method == "best":
-        made, report = _best(vectors, weights, given, seed, as_json)
-    else:
-        made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed)
+    with _bar():
+        vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
+        if method == "best":
+            made, report = _best(vectors, weights, given, seed, as_json)
+        else:
+            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed)
     made.words = words
     made.save(output)
     _say({"table": source, **report, **_contents(made, output)}, as_json)
+
+
+@contextmanager
+def _bar() -> Iterator[None]:
+    """Show how far it is, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from dpq_ref.progress import listening
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = TextColumn("{task.description:20}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        with listening(
+            lambda what, done, steps: bar.update(task, description=what, completed=done, total=steps)
+        ):
+            yield
 
 
 def _read(table: str, tensor: str | None, word_file: str | None, frequencies: str | None) -> Any:
@@ -152,15 +182,29 @@ def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], se
     except TypeError:
         takes = ", ".join(sorted(REGISTRY[method]().get_params()))
         raise ValueError(f"{method} has no parameter {' or '.join(parameters)}; it takes {takes}") from None
+    free = estimator.get_params().keys() - parameters
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
+    if vectors.nbytes >= LARGE:
+        estimator.set_params(**{name: n for name, (n, _) in SAMPLES.items() if name in free})
     start = time.perf_counter()
     made = estimator.fit(vectors, sample_weight=weights).compress()
     seconds = time.perf_counter() - start
-    report = {"method": method, "relative_error": relative_error(vectors, made.reconstruct())}
+    report = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
+    del estimator  # its codes, which are not packed
+    report["relative_error"] = relative_error(vectors, made)
     if weights is not None:
-        report["weighted_relative_error"] = relative_error(vectors, made.reconstruct(), weights)
+        report["weighted_relative_error"] = relative_error(vectors, made, weights)
     return made, report | {"fit_seconds": round(seconds, 3)}
+
+
+def _learned_from(estimator: Any, n: int) -> str:
+    """Say which rows a method has learned from."""
+    n_train = getattr(estimator, "n_train_rows_", n)
+    if n_train == n:
+        return "all rows"
+    what = next(what for name, (_, what) in SAMPLES.items() if name in estimator.get_params())
+    return f"{what}: {n_train:,} of {n:,} rows, at random; all else: all rows"
 
 
 def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
+from dpq_ref.progress import told
 
 WIDE = 32  # directions that seeding uses at most
 FIRST = 10  # iterations in these
@@ -91,7 +92,7 @@ class KMeans:
         tiles = self.kernels.point_tiles(points)
         self.codes, sums, counts = self.kernels.kmeans_sums(points, self.centroids, weights, tiles)
         gains: list[Array] = []
-        for _ in range(self.max_iter):
+        for _ in told("k-means", range(self.max_iter)):
             before = self.centroids
             self.centroids = _means(sums, counts, before)
             if not counts.all():

@@ -103,6 +103,16 @@ def test_nan_and_infinity_are_counted():
         checks.as_table(table)
 
 
+def test_what_is_not_finite_is_counted_over_blocks(monkeypatch):
+    monkeypatch.setattr(checks, "BLOCK", 4)
+    table = np.zeros((5, 2))
+    table[0, 0] = 1e200  # finite, and its square is not
+    assert checks.as_table(table) is table
+    table[3, 1] = table[4, 0] = np.nan
+    with pytest.raises(ValueError, match="X has 2 entries that are NaN or infinite, the first in row 3"):
+        checks.as_table(table)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, "float64", float, np.dtype("f4")])
 def test_dtypes_to_compute_in(dtype):
     assert checks.as_real(dtype) == np.dtype(dtype)

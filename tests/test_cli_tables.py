@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dpq_ref import load
+from dpq_ref import cli_tables, load
 from dpq_ref.cli import main
 from dpq_ref.cli_tables import Parameter, Size
 from dpq_ref.metrics import relative_error
@@ -108,6 +108,61 @@ def test_rows_by_number_where_there_are_no_words(folder):
     assert "1 words" in run(
         "convert", folder / "t.npy", folder / "x.txt", "--words", folder / "words", code=1
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "what"),
+    [("pq", "rows_per_code", "codebooks: 32 of"), ("iiq", "max_train_rows", "rotation: 40 of")],
+)
+def test_a_large_table_is_learned_from_a_sample_and_it_says_so(folder, monkeypatch, method, parameter, what):
+    write_table(folder / "t.npy", None, VECTORS)
+    monkeypatch.setattr(
+        cli_tables, "SAMPLES", {"rows_per_code": (8, "codebooks"), "max_train_rows": (40, "rotation")}
+    )
+    size = "--parameter", "n_codes=4" if method == "pq" else "n_bits=4"
+    groups = ("--parameter", "n_groups=2") if method == "pq" else ()
+    arguments = (
+        "compress",
+        folder / "t.npy",
+        "-o",
+        folder / "x.safetensors",
+        "--json",
+        "--method",
+        method,
+        *size,
+        *groups,
+    )
+
+    def learned_from(*more):
+        return json.loads(run(*arguments, *more))["learned_from"]
+
+    assert learned_from() == "all rows"  # it is not large
+    monkeypatch.setattr(cli_tables, "LARGE", VECTORS.nbytes)
+    assert learned_from().startswith(what) and "of 60 rows" in learned_from()
+    assert learned_from("--parameter", f"{parameter}=null") == "all rows"
+    assert json.loads(run(*arguments[:5], "--method", "low-rank", "--ratio", 2))["learned_from"] == "all rows"
+
+
+def test_a_bar_on_a_terminal_only(folder, monkeypatch):
+    arguments = ["compress", folder / "t.txt", "-o", folder / "t.safetensors", "--ratio", 2, "--json"]
+    quiet = CliRunner().invoke(main, [*map(str, arguments)])
+    assert quiet.stderr == "" and json.loads(quiet.stdout)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    loud = CliRunner().invoke(main, [*map(str, arguments)])
+    assert "error" in loud.stderr and json.loads(loud.stdout)
+
+
+def test_what_fails_leaves_the_file_of_before(folder, made, monkeypatch):
+    before = made.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    CliRunner().invoke(main, ["compress", str(folder / "t.txt"), "-o", str(made), "--method", "half"])
+    assert made.read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["f.txt", "t.safetensors", "t.txt"]
 
 
 def test_evaluate(folder, made):

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -274,12 +274,13 @@ class Compressed(ABC):
         ----------
         path : path-like
         """
-        from safetensors.numpy import save
+        from safetensors.numpy import save_file
 
         arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
         config = self.config()
         head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
-        write_atomically(path, save(arrays, {"dpq_ref": json.dumps(head | config)}))
+        metadata = {"dpq_ref": json.dumps(head | config)}
+        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
         if self.words is None:
@@ -387,13 +388,23 @@ def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file through a temporary one beside it, so that a reader sees all of it or none."""
+def write_atomically(path: str | os.PathLike, content: bytes | Callable[[str], Any]) -> None:
+    """Write a file through a temporary one beside it, so that a reader sees all of it or none.
+
+    Parameters
+    ----------
+    path : path-like
+    content : bytes or callable
+        What the file holds, or what writes that to a path.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            if callable(content):
+                content(temporary)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -12,14 +12,17 @@ AHEAD = 12  # rows that memory is asked for before they are read
 TILE = 256  # rows that queries share in `hamming_nearest`
 QUERIES = 32  # that a thread takes at a time there
 SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
+PACKED = 1 << 20  # codes that are packed at a time: a multiple of 8, as they must end with a byte
 STREAMED = 1 << 26  # bytes of an output from which on it goes past the caches, which would not hold it
 
 
 def pack_codes(codes: Integers, n_bits: int) -> NDArray[np.uint8]:
     """As `reference.pack_codes`."""
     check_range("codes", codes, 1 << n_bits)
-    packed = np.empty(-(-codes.size * n_bits // 8), np.uint8)
-    _pack_codes(*loops.inputs(np.int32, codes.reshape(-1)), int(n_bits), packed)
+    flat, packed = codes.reshape(-1), np.empty(-(-codes.size * n_bits // 8), np.uint8)
+    for start in range(0, codes.size, PACKED):
+        some = loops.inputs(np.int32, flat[start : start + PACKED])
+        _pack_codes(*some, int(n_bits), packed[start // 8 * n_bits :])
     return packed
 
 

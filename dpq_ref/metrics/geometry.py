@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import checks
+from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import BLOCK, Array
+from dpq_ref.progress import told
 
 Float64 = NDArray[np.float64]
 
@@ -74,6 +76,16 @@ def check_tables(table: Any, other: Any, same_width: bool = True) -> tuple[Array
     return table, other
 
 
+def _check_either(table: Any, other: Any) -> tuple[Array, Array | Compressed]:
+    """Check both, as `check_tables`; what a compressed table holds is seen when it is looked up."""
+    if not isinstance(other, Compressed):
+        return check_tables(table, other)
+    table, shape = check_table(table, "table"), (other.vocab_size, other.dim)
+    if shape != table.shape:
+        raise ValueError(f"other has shape {shape}; for this table it takes {table.shape}")
+    return table, other
+
+
 def _shares(weights: Any, n: int) -> Float64:
     """Check weights, (n,), and make them sum to 1; none given: all equal."""
     weights = checks.as_weights(weights, n)
@@ -81,14 +93,18 @@ def _shares(weights: Any, n: int) -> Float64:
     return weights / weights.sum()
 
 
-def _mean_square(table: Array, other: Array | None, shares: Float64) -> float:
+def _mean_square(table: Array, other: Array | Compressed | None, shares: Float64) -> float:
     """Mean over rows of the squared length of a row, or of the difference of two."""
     total = 0.0
-    for rows in blocks(*table.shape):
+    for rows in told("error", list(blocks(*table.shape))):
         x = table[rows].astype(np.float64)
-        if other is not None:
+        if isinstance(other, Compressed):
+            x -= other.lookup(np.arange(rows.start, rows.stop))
+        elif other is not None:
             x -= other[rows]
         total += float(shares[rows] @ np.einsum("ij,ij->i", x, x))
+    if not np.isfinite(total):
+        raise ValueError("other has an entry that is NaN or infinite")
     return total
 
 
@@ -100,7 +116,9 @@ def mean_squared_error(table: Any, other: Any, weights: Any = None) -> float:
 
     Parameters
     ----------
-    table, other : (n, d)
+    table : (n, d)
+    other : (n, d), or `Compressed`
+        A compressed table is looked up block by block, and never held as a whole.
     weights : (n,), optional
         At least 0, not all 0.
 
@@ -109,7 +127,7 @@ def mean_squared_error(table: Any, other: Any, weights: Any = None) -> float:
     >>> mean_squared_error([[2.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], weights=[3, 1])
     0.375
     """
-    table, other = check_tables(table, other)
+    table, other = _check_either(table, other)
     return _mean_square(table, other, _shares(weights, len(table))) / table.shape[1]
 
 
@@ -118,7 +136,9 @@ def relative_error(table: Any, other: Any, weights: Any = None) -> float:
 
     Parameters
     ----------
-    table, other : (n, d)
+    table : (n, d)
+    other : (n, d), or `Compressed`
+        As in `mean_squared_error`.
     weights : (n,), optional
 
     Raises
@@ -131,7 +151,7 @@ def relative_error(table: Any, other: Any, weights: Any = None) -> float:
     >>> relative_error(np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]]))
     0.25
     """
-    table, other = check_tables(table, other)
+    table, other = _check_either(table, other)
     shares = _shares(weights, len(table))
     norm = _mean_square(table, None, shares)
     if norm == 0:

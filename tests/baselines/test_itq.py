@@ -282,3 +282,29 @@ def test_word_vectors_become_isotropic():
         for m in (0, 1, 3)
     ]
     assert isotropy(X) < values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize("method", [ITQ, IIQ])
+def test_a_rotation_from_a_sample(method):
+    """Rotation of the rows that are drawn; mean, components and decoder of all."""
+    X, weights = table(600, dtype=np.float32), frequencies(600)
+    weights[:100] = 0
+    parameters = {"n_bits": 5, "random_state": 3}
+    model = method(max_train_rows=150, **parameters).fit(X, sample_weight=weights)
+    whole = method(**parameters).fit(X, sample_weight=weights)
+    np.testing.assert_array_equal(model.components_, whole.components_)
+    np.testing.assert_array_equal(model.mean_, whole.mean_)
+    assert model.n_train_rows_ == 150 and whole.n_train_rows_ == 600 == len(model.codes_)
+    drawn = np.random.default_rng(3).permutation(np.arange(100, 600))[:150]
+    V = components(X[drawn], model)
+    expected = loss(V, signs(model.codes_[drawn]), model.rotation_, weights[drawn])
+    np.testing.assert_allclose(model.objective_[-1], expected, rtol=1e-4)
+    assert np.abs(model.rotation_.T @ model.rotation_ - np.eye(5)).max() < 1e-12
+    same = method(max_train_rows=600, **parameters).fit(X, sample_weight=weights)
+    np.testing.assert_array_equal(same.codes_, whole.codes_)
+
+
+@pytest.mark.parametrize(("value", "error"), [(8, ValueError), (0, ValueError), (2.5, TypeError)])
+def test_a_sample_has_at_least_as_many_rows_as_columns(value, error):
+    with pytest.raises(error, match=f"max_train_rows={value}; it takes an integer"):
+        ITQ(n_bits=4, max_train_rows=value).fit(table(d=9))

@@ -495,6 +495,14 @@ def test_any_integer_type(module, integer):
     assert counts.dtype == np.int64 and counts.sum() == D * 190
 
 
+@pytest.mark.parametrize("n_bits", range(1, 17))
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 31])
+def test_codes_are_packed_in_parts(n, n_bits, monkeypatch):
+    monkeypatch.setattr("dpq_ref.kernels.packed.PACKED", 8)
+    codes = Draw(np.float32, 20).below(1 << n_bits, n, 1)
+    np.testing.assert_array_equal(cpu.pack_codes(codes, n_bits), reference.pack_codes(codes, n_bits))
+
+
 def d_int(array):
     return array.astype(np.int64)
 

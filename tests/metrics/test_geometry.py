@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dpq_ref.compressed import DenseTable
 from dpq_ref.metrics import (
     METRICS,
     judge,
@@ -25,6 +26,18 @@ def pair(n, d, seed=0, dtype=np.float64):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 40)
+
+
+def test_a_compressed_table_is_as_its_rows():
+    X, Y, w = pair(60, 7, dtype=np.float32)
+    for metric in (relative_error, mean_squared_error):
+        assert metric(X, DenseTable(Y), w) == metric(X, Y, w)
+        with pytest.raises(ValueError, match=r"other has shape \(59, 7\); for this table it takes \(60, 7\)"):
+            metric(X, DenseTable(Y[:59]))
+        Y[50, 3] = np.inf
+        with pytest.raises(ValueError, match="other has an entry that is NaN or infinite"):
+            metric(X, DenseTable(Y))
+        Y[50, 3] = 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
