@@ -190,7 +190,7 @@ def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], se
     start = time.perf_counter()
     made = estimator.fit(vectors, sample_weight=weights).compress()
     seconds = time.perf_counter() - start
-    report = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
+    report: dict[str, Any] = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
     del estimator  # its codes, which are not packed
     report["relative_error"] = relative_error(vectors, made)
     if weights is not None:

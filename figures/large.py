@@ -20,7 +20,8 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
-from figures.style import RC, read_records, save_figure
+from figures.records import read_records
+from figures.style import RC, save_figure
 
 DIM = 300
 SEED = 0

@@ -1,13 +1,11 @@
-"""Damaged files: a reader refuses them with a ValueError, or reads exactly what is there, and never at length.
+"""Damaged files: a reader refuses them with a ValueError, or reads exactly what is there, never at length.
 
 Files are damaged as they are stored, and inside of their packing with all lengths and checksums made right.
 """
 
 import gzip
 import io
-import json
 import lzma
-import os
 import re
 import struct
 import tracemalloc
@@ -15,7 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
@@ -182,7 +180,7 @@ NASTY += [b"", b" ", b"\n", b"\r\n", b"\0", b"\xff" * 8, b"PK\x03\x04", b"\x93NU
 
 
 class Damage:
-    """A few places of a file put in place of by something else; numbers are hit more often than they would."""
+    """A few places of a file replaced by something else; numbers are hit more often than by chance."""
 
     def __init__(self, draw):
         self.draw = draw

@@ -197,13 +197,12 @@ def read_npz_table(path: PathLike) -> tuple[list[str], NDArray[np.floating]]:
 
 def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """Array of an .npz, if it is not larger than its file says; NumPy would make room for it first."""
-    with arrays.zip.open(f"{name}.npy") as file:
+    archive = arrays.zip
+    assert archive is not None  # closed
+    with archive.open(f"{name}.npy") as file:
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
-    if (
-        not dtype.hasobject
-        and math.prod(shape) * dtype.itemsize > arrays.zip.getinfo(f"{name}.npy").file_size
-    ):
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
         raise ValueError(f"{name} is cut off")
     return arrays[name]
 
