@@ -9,7 +9,8 @@ import pytest
 import stand_in_cupy
 from stand_in_gpu import install, same
 
-from dpq_ref import SGD, Adagrad, Adam, backend, trainer
+import baselines
+from dpq_ref import SGD, Adagrad, Adam, backend, metrics, trainer
 from dpq_ref.layers import (
     LSTM,
     BatchNorm,
@@ -294,3 +295,103 @@ def test_what_is_not_finite_is_seen_at_the_next_look(monkeypatch):
     with pytest.raises(FloatingPointError, match="step 2: the loss is nan"):
         trainer.train(model, stream(), SGD(model.params, 0.1, backend="cupy"), steps=9, on_step=seen.append)
     assert seen == [1, 2, 3]
+
+
+# --- Artefacts, metrics and baselines -----------------------------------------------------------------------
+
+TABLE = np.random.default_rng(5).standard_normal((60, DIM)).astype(np.float32)
+WEIGHTS = np.random.default_rng(6).random(60)
+METHODS = {
+    "product": {"n_groups": 3, "n_codes": 4, "backend": True},
+    "product-ragged": {"n_groups": 5, "n_codes": 4, "backend": True},
+    "optimized-product": {"n_groups": 3, "n_codes": 4, "max_iter": 2, "backend": True},
+    "residual": {"n_groups": 3, "n_codes": 4, "backend": True},
+    "additive": {"n_groups": 3, "n_codes": 4, "max_iter": 2, "backend": True},
+    "compositional": {"n_groups": 3, "n_codes": 4, "steps": 20, "refit": True, "backend": True},
+    "kd-codes": {"n_groups": 3, "n_codes": 4, "code_width": 5, "steps": 20, "refit": True, "backend": True},
+    "dpq": {"n_groups": 3, "n_codes": 4, "steps": 20, "backend": True},
+    "low-rank": {"rank": 4},
+    "group-reduce": {"ratio": 2},
+    "uniform": {"n_bits": 3, "scale": "row"},
+    "kmeans-scalar": {"n_bits": 2},
+    "half": {"format": "bfloat16"},
+    "pruning": {"density": 0.3, "n_codes": 4, "huffman": True},
+    "sign": {"scale": "column"},
+    "hyperplanes": {"n_bits": 16},
+    "itq": {"n_bits": 8},
+    "iiq": {"n_bits": 8},
+    "near-lossless": {"n_bits": 8, "epochs": 2},
+}
+
+
+def fitted(name, method):
+    parameters = dict(METHODS[method])
+    if parameters.pop("backend", False):
+        parameters["backend"] = name
+    estimator = baselines.REGISTRY[method.removesuffix("-ragged")](**parameters)
+    if "random_state" in estimator.get_params():
+        estimator.set_params(random_state=0)
+    asarray = backend.get(name).xp.asarray
+    return estimator.fit(asarray(TABLE), sample_weight=asarray(WEIGHTS)), asarray
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_baselines(method):
+    """Tables of a device in, arrays of the host out, whatever the kernels run on."""
+
+    def run(name):
+        estimator, asarray = fitted(name, method)
+        learned = {k: v for k, v in vars(estimator).items() if k.endswith("_")}
+        codes = estimator.transform(asarray(TABLE[:7]))
+        rows = estimator.inverse_transform(asarray(codes) if method != "half" else codes)
+        assert not any(isinstance(x, stand_in_cupy.ndarray) for x in (*learned.values(), codes, rows))
+        learned = {k: v for k, v in learned.items() if isinstance(v, (np.ndarray, float, dict, list))}
+        return [learned, codes, rows, estimator.compress().arrays()]
+
+    on_both(run)
+
+
+def test_every_baseline_is_tried():
+    assert {method.removesuffix("-ragged") for method in METHODS} == baselines.METHODS.keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compressed_tables_on_the_device(method, tmp_path):
+    table = fitted("numpy", method)[0].compress().on("numpy")
+    there = table.on("cupy")
+    ids = np.array([[3, 0, 59], [3, 3, 7]])
+    stand_in_cupy.waits.clear()
+    for given in (ids, stand_in_cupy.asarray(ids)):
+        rows = there.lookup(given)
+        assert isinstance(rows, stand_in_cupy.ndarray)
+        same(rows, table.lookup(ids))
+    queries = TABLE[:2].astype(table.dtype)
+    same([there.reconstruct(), there.scores(queries)], [table.reconstruct(), table.scores(queries)])
+    same(there.lookup(np.zeros(0, int)), table.lookup(np.zeros(0, int)))
+    assert there.most_similar(queries[0], 3) == table.most_similar(queries[0], 3)
+    assert there.bits() == table.bits()
+    out = stand_in_cupy.empty((2, 3, DIM), table.dtype)
+    assert there.lookup(ids, out=out) is out
+    same(out, rows)
+    there.save(tmp_path / "there")
+    table.save(tmp_path / "here")
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    same(there.on("numpy").lookup(ids), rows)
+    for wrong in (ids + 60, stand_in_cupy.asarray(-ids)):
+        with pytest.raises(IndexError, match="ids must lie in"):
+            there.lookup(wrong)
+    with pytest.raises(TypeError, match="table.on"):
+        table.lookup(stand_in_cupy.asarray(ids))
+
+
+def test_metrics_take_arrays_of_the_device():
+    def run(name):
+        asarray = backend.get(name).xp.asarray
+        codes = (np.abs(TABLE) * 2).astype(int) % 4
+        return [
+            metrics.judge(asarray(TABLE), asarray(TABLE + 0.1), asarray(WEIGHTS)),
+            metrics.accuracy(asarray(codes[0]), asarray(codes[1])),
+            metrics.code_changes(asarray(codes), asarray(codes[::-1]), 4),
+        ]
+
+    on_both(run)
