@@ -202,7 +202,7 @@ class ResidualQuantizer(Compressor):
     def _centred(self, X: Array) -> Array:
         return self._there(X.astype(self.mean_.dtype, copy=False) - self.mean_)
 
-    def _there(self, array: Any) -> Array:
+    def _there(self, array: Any) -> Any:
         """Array where the kernels are."""
         return backend.get(self.backend).xp.asarray(array)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dpq_ref import __version__
-from dpq_ref.cli_tables import COMMANDS
+from dpq_ref.cli_tables import COMMANDS, backend_option
 
 PROFILES = {"default": "main.toml", "quick": "quick.toml"}
 
@@ -85,24 +85,27 @@ _texts = click.option(
     "--cluster",
     help="Address of a Dask scheduler, as dask://host:8786. Its workers must see OUTPUT and DATA.",
 )
-def run(grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None) -> None:
+@backend_option
+def run(
+    grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None, backend: str | None
+) -> None:
     """Run a GRID of methods, parameters and seeds: a text classifier with each embedding.
 
     GRID is a TOML file, as those in figures/grids. Writes OUTPUT/runs/*.json, one a run, a failed one with
     its error. `dpq-ref plot OUTPUT` and `dpq-ref report OUTPUT` show them.
     """
-    _fail_for(_classified(grid, data, output, jobs, cluster))
+    _fail_for(_classified(grid, data, output, jobs, cluster, backend))
     click.echo(f"{output / 'runs'}; next: dpq-ref plot {output}")
 
 
 def _classified(
-    grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None = None
+    grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None, backend: str | None
 ) -> list[dict[str, Any]]:
     from figures.run import read_grid, run_grid
 
     _warn_of_slow_blas()
     with _clear_errors():
-        return run_grid(read_grid(grid, data), output, jobs=jobs, cluster=cluster)
+        return run_grid(read_grid(grid, data, backend), output, jobs=jobs, cluster=cluster)
 
 
 @main.command()
@@ -117,7 +120,10 @@ def _classified(
 @_texts
 @_output("results/main")
 @_jobs
-def compare(profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None) -> None:
+@backend_option
+def compare(
+    profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None, backend: str | None
+) -> None:
     """Train a text classifier with each embedding, compress, compare and draw.
 
     Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
@@ -125,7 +131,7 @@ def compare(profile: str, grid: Path | None, data: str | None, output: Path, job
     """
     from figures.run import GRIDS
 
-    _finish(_classified(grid or GRIDS / PROFILES[profile], data, output, jobs), output)
+    _finish(_classified(grid or GRIDS / PROFILES[profile], data, output, jobs, None, backend), output)
 
 
 @main.command()
@@ -450,6 +456,7 @@ _training = _options(
     click.option(
         "--patience", type=click.IntRange(1), help="End after so many evaluations without a better one."
     ),
+    backend_option,
 )
 _embedding = _options(
     click.option(
@@ -497,7 +504,7 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
             click.echo(f"{name:24} {settings['folder']}, {settings.get('model', settings['task'])}: {layer}")
     else:
         with _clear_errors():
-            made = recipe.preset(preset, seed=options.pop("seed"))
+            made = recipe.preset(preset, seed=options.pop("seed"), backend=options.pop("backend"))
             if options["data"] is None:
                 raise click.UsageError(f"--data: the folder of {recipe.presets()[preset]['folder']}")
             _run(made, preset, **options)
@@ -521,7 +528,7 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
     help="Matrix of the softmax: its own, an embedding like that of the input, or that of the input.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Default: what the size says.")
-def lm(model: str, softmax: str, epochs: int | None, seed: int, **options: Any) -> None:
+def lm(model: str, softmax: str, epochs: int | None, seed: int, backend: str | None, **options: Any) -> None:
     """Train a language model: LSTM over words, judged by perplexity.
 
     DATA has a train, a valid and a test file: text as in Penn Treebank or WikiText-2.
@@ -532,7 +539,7 @@ def lm(model: str, softmax: str, epochs: int | None, seed: int, **options: Any) 
     layer = _layer(options)
     output = {"full": None, "same": layer, "tied": "tied"}[softmax]
     with _clear_errors():
-        recipe = Recipe("lm", layer, model=model, output=output, plan=plan, seed=seed)
+        recipe = Recipe("lm", layer, model=model, output=output, plan=plan, seed=seed, backend=backend)
         _run(recipe, "lm", **options)
 
 
@@ -540,7 +547,7 @@ def lm(model: str, softmax: str, epochs: int | None, seed: int, **options: Any) 
 @_training
 @_embedding
 @click.option("--steps", type=click.IntRange(1), help="Batches of 64 texts. Default: 5,000.")
-def classify(steps: int | None, seed: int, **options: Any) -> None:
+def classify(steps: int | None, seed: int, backend: str | None, **options: Any) -> None:
     """Train a text classifier: mean of word vectors and two dense layers, judged by accuracy.
 
     DATA has train and test as .csv or .tsv, label first (.gz and .xz, too).
@@ -549,7 +556,8 @@ def classify(steps: int | None, seed: int, **options: Any) -> None:
 
     plan = {} if steps is None else {"steps": steps}
     with _clear_errors():
-        _run(Recipe("classify", _layer(options), plan=plan, seed=seed), "classify", **options)
+        recipe = Recipe("classify", _layer(options), plan=plan, seed=seed, backend=backend)
+        _run(recipe, "classify", **options)
 
 
 @train.command()
@@ -565,7 +573,9 @@ def classify(steps: int | None, seed: int, **options: Any) -> None:
 )
 @_embedding
 @click.option("--steps", type=click.IntRange(1), help="Batches of 128 sentences. Default: 12,000.")
-def translate(direction: str, model: str, steps: int | None, seed: int, **options: Any) -> None:
+def translate(
+    direction: str, model: str, steps: int | None, seed: int, backend: str | None, **options: Any
+) -> None:
     """Train a translator, judged by BLEU; the embedding is that of the source.
 
     DATA has train, tst2012 (validation) and tst2013 (test) in both languages, and vocab: IWSLT'15.
@@ -580,7 +590,8 @@ def translate(direction: str, model: str, steps: int | None, seed: int, **option
     plan = {} if steps is None else {"steps": steps}
     with _clear_errors():
         layer = _layer(options)
-        recipe = Recipe("translate", layer, model=model, languages=languages, plan=plan, seed=seed)
+        settings: dict[str, Any] = {"languages": languages, "plan": plan, "seed": seed, "backend": backend}
+        recipe = Recipe("translate", layer, model=model, **settings)
         _run(recipe, f"translate-{direction}", **options)
 
 

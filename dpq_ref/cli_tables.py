@@ -32,6 +32,24 @@ _frequencies = click.option(
 )
 
 
+def _there(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """Check that the back end asked for can be had."""
+    from dpq_ref.backend import get
+
+    try:
+        return name and get(name) and name
+    except ImportError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["numba", "numpy", "cupy"]),
+    callback=_there,
+    help="What computes: Numba, NumPy (slow, to compare), or CuPy on a GPU. Default: numba.",
+)
+
+
 class Size(click.ParamType):
     """Bytes, with or without a unit."""
 
@@ -88,6 +106,7 @@ class Parameter(click.ParamType):
 @_words
 @_tensor
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@backend_option
 @_json
 def compress(
     table: str,
@@ -101,6 +120,7 @@ def compress(
     word_file: str | None,
     tensor: str | None,
     seed: int,
+    backend: str | None,
     as_json: bool,
 ) -> None:
     """Compress a TABLE of embeddings to a size.
@@ -123,9 +143,9 @@ def compress(
     with _bar():
         vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
         if method == "best":
-            made, report = _best(vectors, weights, given, seed, as_json)
+            made, report = _best(vectors, weights, given, seed, as_json, backend)
         else:
-            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed)
+            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed, backend)
     made.words = words
     made.save(output)
     _say({"table": source, **report, **_contents(made, output)}, as_json)
@@ -172,9 +192,12 @@ def _read(table: str, tensor: str | None, word_file: str | None, frequencies: st
     return vectors, words, source, weights
 
 
-def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int) -> tuple[Any, Any]:
+def _fit(
+    method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int, backend: str | None
+) -> tuple[Any, Any]:
     """Compressed table of a method, and what to say of it."""
     from baselines import REGISTRY
+    from dpq_ref.environment import of_backend
     from dpq_ref.metrics import relative_error
 
     try:
@@ -185,12 +208,16 @@ def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], se
     free = estimator.get_params().keys() - parameters
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
+    if backend is not None and "backend" in free:  # the others are the host's
+        estimator.set_params(backend=backend)
     if vectors.nbytes >= LARGE:
         estimator.set_params(**{name: n for name, (n, _) in SAMPLES.items() if name in free})
     start = time.perf_counter()
     made = estimator.fit(vectors, sample_weight=weights).compress()
     seconds = time.perf_counter() - start
     report: dict[str, Any] = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
+    if backend is not None:
+        report |= of_backend(backend if "backend" in free else None)
     del estimator  # its codes, which are not packed
     report["relative_error"] = relative_error(vectors, made)
     if weights is not None:
@@ -207,7 +234,9 @@ def _learned_from(estimator: Any, n: int) -> str:
     return f"{what}: {n_train:,} of {n:,} rows, at random; all else: all rows"
 
 
-def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool) -> tuple[Any, Any]:
+def _best(
+    vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool, backend: str | None
+) -> tuple[Any, Any]:
     """Try the methods at one budget; the table of the least error, and what to say of all."""
     if len(given) != 1 or not given.keys() <= {"ratio", "bits"}:
         raise click.UsageError(
@@ -219,7 +248,7 @@ def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: b
         if method in SLOW:
             continue
         try:
-            made, report = _fit(method, vectors, weights, given, seed)
+            made, report = _fit(method, vectors, weights, given, seed, backend)
         except ValueError as error:
             if not quiet:
                 click.echo(f"{method:18} {error}", err=True)
@@ -311,9 +340,16 @@ def verify(file: str, as_json: bool) -> None:
     help="Folder of word sets: similarity (*.tsv), questions-words.txt, BLESS.txt.",
 )
 @_tensor
+@backend_option
 @_json
 def evaluate(
-    file: str, table: str, frequencies: str | None, sets: str | None, tensor: str | None, as_json: bool
+    file: str,
+    table: str,
+    frequencies: str | None,
+    sets: str | None,
+    tensor: str | None,
+    backend: str | None,
+    as_json: bool,
 ) -> None:
     """Judge a compressed FILE by the TABLE that it stands for.
 
@@ -322,6 +358,7 @@ def evaluate(
     """
     import numpy as np
 
+    from dpq_ref.backend import to_numpy
     from dpq_ref.compressed import load
     from dpq_ref.metrics import METRICS, judge
     from figures.tables import Paths, judge_words
@@ -329,7 +366,7 @@ def evaluate(
 
     made = load(file)
     data = read_words_too(Paths(table, frequencies, sets, tensor))
-    rows, full = made.reconstruct(), data.vectors
+    rows, full = to_numpy(made.on(backend).reconstruct()), data.vectors
     if rows.shape != full.shape:
         raise ValueError(f"{file} has {rows.shape} entries, and {table} {full.shape}")
     metrics = judge(full, rows, data.weights)

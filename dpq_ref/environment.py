@@ -32,6 +32,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+def of_backend(backend: str | None) -> dict[str, Any]:
+    """Back end that results come from, and of CuPy the device, its driver and the version.
+
+    Examples
+    --------
+    >>> of_backend(None)
+    {'backend': 'numba'}
+    """
+    if backend != "cupy":
+        return {"backend": backend or "numba"}
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    device = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    major, minor = divmod(runtime.driverGetVersion(), 1000)
+    driver = f"CUDA {major}.{minor // 10}"
+    return {"backend": backend, "device": device, "driver": driver, "cupy": cupy.__version__}
+
+
 def blas_libraries() -> list[dict[str, Any]]:
     """BLAS that this process has loaded, as threadpoolctl tells: version, threads, core type, path."""
     import scipy.linalg.cython_blas  # noqa: F401 (that of Numba's products)

@@ -21,7 +21,7 @@ import numpy as np
 from dpq_ref import backend as backends
 from dpq_ref import checkpoint
 from dpq_ref.compressed import Compressed, write_atomically
-from dpq_ref.environment import environment
+from dpq_ref.environment import environment, of_backend
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import DPQEmbedding
 from dpq_ref.metrics import METRICS, code_changes
@@ -197,6 +197,7 @@ def finish(
     found: dict[str, Any],
     table: Compressed,
     provenance: dict[str, Any],
+    backend: str | None = None,
 ) -> dict[str, Any]:
     """Write the result of a training, and its compressed embedding.
 
@@ -209,6 +210,8 @@ def finish(
     table : Compressed
     provenance : dict
         Of the data.
+    backend : str, optional
+        That the training ran on.
 
     Returns
     -------
@@ -227,7 +230,7 @@ def finish(
         "evaluations": progress.evaluations,
         "config": json.loads((folder / "config.json").read_text(encoding="utf8")),
         "data": provenance,
-        "environment": environment(),
+        "environment": environment() | of_backend(backend),
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
     return result

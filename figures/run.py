@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import datasets
+from dpq_ref.backend import to_numpy
 from dpq_ref.compressed import Compressed, ProductTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BlockEmbedding, DPQEmbedding, FullEmbedding, LowRankEmbedding, rank_kept
@@ -34,24 +35,29 @@ from figures.sweep import Record, Run, Sweep, cells
 GRIDS = Path(__file__).parent / "grids"
 
 
-def full_table(table: Array, counts: Integers) -> FullEmbedding:
+def full_table(table: Array, counts: Integers, *, backend: str | None) -> FullEmbedding:
     """Layer of "full-continued": the table as it is, to tell what training on alone brings."""
-    layer = FullEmbedding(*table.shape, dtype=table.dtype)
-    layer.params["table"][:] = table
+    layer = FullEmbedding(*table.shape, dtype=table.dtype, backend=backend)
+    layer.params["table"][:] = layer.kernels.xp.asarray(table)
     return layer
 
 
-def low_rank_factors(table: Array, counts: Integers, *, reduction: float) -> LowRankEmbedding:
+def low_rank_factors(
+    table: Array, counts: Integers, *, reduction: float, backend: str | None
+) -> LowRankEmbedding:
     """Layer of "low-rank-in-network": the two best factors of a size (Acharya et al., 2019)."""
     n, d = table.shape
-    return LowRankEmbedding.from_table(table, rank_kept(n, d, reduction))
+    return LowRankEmbedding.from_table(table, rank_kept(n, d, reduction), backend=backend)
 
 
-def group_reduce_factors(table: Array, counts: Integers, **parameters: Any) -> BlockEmbedding:
+def group_reduce_factors(
+    table: Array, counts: Integers, *, backend: str | None, **parameters: Any
+) -> BlockEmbedding:
     """Layer of "group-reduce-in-network": blocks and factors of GroupReduce (P. Chen et al., 2018)."""
     from baselines import GroupReduce
 
-    return BlockEmbedding.from_table(GroupReduce(**parameters).fit(table, sample_weight=counts).compress())
+    blocks = GroupReduce(**parameters).fit(table, sample_weight=counts).compress()
+    return BlockEmbedding.from_table(blocks, backend=backend)
 
 
 # Trained full table, word counts, parameters of the run -> layer in its place.
@@ -97,6 +103,7 @@ class Grid:
     methods : tuple of (method, parameters)
     max_documents : int or None
         Of the built-in corpus.
+    backend : {"numba", "numpy", "cupy"} or None
     """
 
     name: str
@@ -108,9 +115,10 @@ class Grid:
     plan: Plan
     methods: tuple[tuple[str, dict[str, Any]], ...]
     max_documents: int | None = None
+    backend: str | None = None
 
 
-def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
+def read_grid(path: str | os.PathLike, data: str | None = None, backend: str | None = None) -> Grid:
     """Read a grid file; a list among a method's parameters stands for each of its entries.
 
     Parameters
@@ -118,6 +126,8 @@ def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
     path : path-like
     data : str, optional
         Folder in place of the grid's own data; one in place of the built-in corpus gives its name, too.
+    backend : str, optional
+        In place of the grid's own.
 
     Raises
     ------
@@ -130,6 +140,8 @@ def read_grid(path: str | os.PathLike, data: str | None = None) -> Grid:
         if content.get("data") == "builtin":
             content["dataset"] = Path(data).resolve().name
         content["data"] = data
+    if backend is not None:
+        content["backend"] = backend
     try:
         plan = Plan(**content.pop("plan"))
         grid = Grid(plan=plan, methods=methods, seeds=tuple(content.pop("seeds")), **content)
@@ -160,6 +172,7 @@ def run_grid(
         cost=partial(_cost, grid),
         phase=_phase,
         output_of=_left_by,
+        backend=grid.backend,
     )
     runs = [Run(method, parameters, seed) for method, parameters in grid.methods for seed in grid.seeds]
     return sweep(runs, output, jobs=jobs, cluster=cluster)
@@ -183,6 +196,8 @@ def _line(record: Record) -> str:
 def _specification(grid: Grid, sha256: str, run: Run) -> Record:
     """All that decides a run's result but the program and the machine."""
     specification = {"dataset": grid.dataset, "sha256": sha256, "dim": grid.dim, "hidden": grid.hidden}
+    if grid.backend is not None:
+        specification["backend"] = grid.backend
     return specification | {"plan": asdict(grid.plan), **asdict(run)}
 
 
@@ -230,17 +245,19 @@ def execute(
     return record
 
 
-def _embedding(run: Run, vocab_size: int, dim: int) -> Any:
+def _embedding(grid: Grid, run: Run, vocab_size: int) -> Any:
+    common: dict[str, Any] = {"padding_id": PADDING, "rng": run.seed, "backend": grid.backend}
     if run.method == "full":
-        return FullEmbedding(vocab_size, dim, padding_id=PADDING, rng=run.seed)
+        return FullEmbedding(vocab_size, grid.dim, **common)
     method = run.method.removeprefix("dpq-")
-    return DPQEmbedding(vocab_size, dim, method=method, padding_id=PADDING, rng=run.seed, **run.parameters)
+    return DPQEmbedding(vocab_size, grid.dim, method=method, **common, **run.parameters)
 
 
 def _continued(grid: Grid, run: Run, data: datasets.TextDataset, work: Path) -> TextClassifier:
     """Full classifier of the seed, with the method's layer in place of its table."""
     state = _full_state(work, run.seed)
     parameters = {k: v for k, v in run.parameters.items() if k != "schedule"}
+    parameters["backend"] = grid.backend
     embedding = CONTINUED[run.method](state["embedding.table"], data.counts, **parameters)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
     model.load_state(state, without=["embedding"])
@@ -255,7 +272,7 @@ def _train(
     start = time.perf_counter()
     # A step of a model that is thrown away, so that compilation does not count as training.
     few = _continued(grid, run, data, work) if continued else None
-    compile_kernels(few or TextClassifier(_embedding(run, 8, grid.dim), classes, hidden=8))
+    compile_kernels(few or TextClassifier(_embedding(grid, run, 8), classes, hidden=8))
     compiled = time.perf_counter() - start
 
     options: dict[str, Any] = {"rng": run.seed}
@@ -265,7 +282,7 @@ def _train(
         # Texts in another order than the full classifier saw them in.
         options = {"rng": np.random.default_rng([run.seed, 1]), "schedule": schedule, "evaluate_start": True}
     else:
-        model = TextClassifier(_embedding(run, n, grid.dim), classes, hidden=grid.hidden, rng=run.seed)
+        model = TextClassifier(_embedding(grid, run, n), classes, hidden=grid.hidden, rng=run.seed)
     embedding = model.embedding
 
     def keep(model: TextClassifier) -> Any:
@@ -298,12 +315,12 @@ def _train(
     table, usage, state = outcome.snapshot
     # What counts is what the artefact does: the layer's own accuracy must come out of it again.
     model.load_state(state, without=["embedding"])
-    rows = table.reconstruct()
+    rows = table.on(grid.backend).reconstruct()
     predicted = model.predict(data.test, table=rows, max_tokens=grid.plan.max_tokens)
     exported = accuracy(predicted, data.test.labels)
     if exported != outcome.accuracy:
         raise AssertionError(f"the artefact has accuracy {exported}, the layer had {outcome.accuracy}")
-    record |= _size(table) | inside(rows, data, full)
+    record |= _size(table) | inside(to_numpy(rows), data, full)
     return record if usage is None else record | {"code_usage": _usage(usage)}
 
 
@@ -319,11 +336,13 @@ def _compress(
     estimator = REGISTRY[run.method](**parameters)
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=run.seed)
+    if grid.backend is not None and "backend" in estimator.get_params():  # the others are the host's
+        estimator.set_params(backend=grid.backend)
     start = time.perf_counter()
     table = estimator.fit(full, sample_weight=weights).compress()
     fit = time.perf_counter() - start
 
-    embedding = FullEmbedding(1, grid.dim)
+    embedding = FullEmbedding(1, grid.dim, backend=grid.backend)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
     model.load_state(state, without=["embedding"])
     rows = table.reconstruct()
@@ -351,5 +370,5 @@ def compile_kernels(model: TextClassifier) -> None:
     """Train one step and evaluate, so that all kernels are compiled."""
     ids = np.array([[1, 2, 0], [3, 4, 5]]) % model.embedding.vocab_size
     model.loss_and_gradients((ids, np.zeros(2, np.int64)))
-    Adam(model.params).step(model.grads)
+    Adam(model.params, backend=model.kernels).step(model.grads)
     model.table()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref.compressed import write_atomically
-from dpq_ref.environment import environment
+from dpq_ref.environment import environment, of_backend
 
 Record = dict[str, Any]
 
@@ -89,6 +89,8 @@ class Sweep:
         Run -> number; those of a lower one are done first.
     output_of : callable
         (run, folder) -> a file that the run must leave in the folder for others, or None.
+    backend : str or None
+        That the runs compute on, for the records.
     """
 
     execute: Callable[[Run, Path, Callable[[int], None]], Record]
@@ -98,6 +100,7 @@ class Sweep:
     cost: Callable[[Run], int] = lambda run: 1
     phase: Callable[[Run], int] = lambda run: 0
     output_of: Callable[[Run, Path], Path | None] = lambda run, work: None
+    backend: str | None = None
 
     def __call__(
         self,
@@ -115,7 +118,8 @@ class Sweep:
         output : path-like
             Folder; its `runs` are replaced once all are done.
         jobs : int, optional
-            Processes of one thread each; by default as many as there are cores, or all that a cluster has.
+            Processes of one thread each; by default as many as there are cores, or all that a cluster has,
+            or one for a device.
         cluster : str, optional
             Address of a Dask scheduler, as "dask://host:8786"; its workers see `output` under the same path.
 
@@ -139,7 +143,7 @@ class Sweep:
         left = TextColumn("left"), TimeRemainingColumn()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
         finished = threading.Event()
-        n_jobs = jobs or (-1 if cluster else os.cpu_count())
+        n_jobs = jobs or (-1 if cluster else 1 if self.backend == "cupy" else os.cpu_count())
         with Progress(*columns, transient=True) as bar, _workers(cluster):
             task = bar.add_task("", total=sum(self.cost(run) for run in todo))
 
@@ -210,7 +214,7 @@ class Sweep:
         except Exception:
             record["error"] = traceback.format_exc()
         steps[slot] = self.cost(run)
-        record["environment"] = environment() | {"backend": "numba", "threads_per_run": 1}
+        record["environment"] = environment() | of_backend(self.backend) | {"threads_per_run": 1}
         write_atomically(work / "runs" / f"{run.name}.json", json.dumps(record, indent=1).encode())
         return record
 

@@ -324,13 +324,14 @@ def fit(
         return progress.result
     model.load_state(job.best(folder))
     table = model.embedding.export()
+    rows = table.on(model.kernels).reconstruct()
     found = {
-        "test_accuracy": _accuracies(model, data, plan, table.reconstruct())["test_accuracy"],
+        "test_accuracy": _accuracies(model, data, plan, rows)["test_accuracy"],
         "test_accuracy_best": max(e["test_accuracy"] for e in progress.evaluations),
         "validation_accuracy": progress.best["validation_accuracy"],
         "protocol": PROTOCOL,
     }
-    return job.finish(folder, progress, found, table, data.provenance)
+    return job.finish(folder, progress, found, table, data.provenance, config.get("backend"))
 
 
 def _accuracies(

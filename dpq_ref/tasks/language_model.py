@@ -326,10 +326,10 @@ def train(
     model.load_state(job.best(folder))
     table = model.embedding.export()
     found = {
-        "test_perplexity": model.perplexity(data.test, vectors=table.reconstruct()),
+        "test_perplexity": model.perplexity(data.test, vectors=table.on(model.kernels).reconstruct()),
         "test_perplexity_last": last,
         "validation_perplexity": progress.best["validation_perplexity"],
         "best_epoch": progress.best_step // per_epoch,
         "protocol": PROTOCOL,
     }
-    return job.finish(folder, progress, found, table, data.provenance)
+    return job.finish(folder, progress, found, table, data.provenance, config.get("backend"))

@@ -41,6 +41,7 @@ class Recipe:
     plan : dict
         Fields of the task's plan that differ from its default.
     seed : int
+    backend : {"numba", "numpy", "cupy"}, optional
     """
 
     task: str
@@ -51,6 +52,7 @@ class Recipe:
     network: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    backend: str | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         if self.task not in SETTINGS:
@@ -62,7 +64,8 @@ class Recipe:
     def config(self) -> dict[str, Any]:
         """All that decides on the numbers, but the data; JSON-able."""
         names = ("task", "embedding", "seed", *SETTINGS[self.task])
-        return {name: getattr(self, name) for name in names} | {"plan": asdict(whole_plan(self))}
+        config = {name: getattr(self, name) for name in names} | {"plan": asdict(whole_plan(self))}
+        return config if self.backend is None else config | {"backend": self.backend}
 
 
 def whole_plan(recipe: Recipe) -> Any:
@@ -192,7 +195,8 @@ def _language_model(recipe: Recipe, path: Any, folder: Any, **options: Any) -> d
 
     def make(settings: dict[str, Any]) -> Any:
         settings = dict(settings)
-        return make_embedding(settings.pop("kind"), *shape, init=plan.init, rng=first, **settings)
+        settings |= {"init": plan.init, "rng": first, "backend": recipe.backend}
+        return make_embedding(settings.pop("kind"), *shape, **settings)
 
     embedding = make(recipe.embedding)
     table = embedding if recipe.output == "tied" else recipe.output and make(recipe.output)
@@ -205,7 +209,7 @@ def _classifier(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
 
     plan, data = whole_plan(recipe), load_data("classify", path)
     first, rest = _generators(recipe.seed)
-    settings = dict(recipe.embedding)
+    settings = recipe.embedding | {"backend": recipe.backend}
     kind = settings.pop("kind")
     embedding = make_embedding(kind, len(data.vocabulary), 300, padding_id=PADDING, rng=first, **settings)
     model = TextClassifier(embedding, len(data.label_names), rng=rest)
@@ -226,7 +230,7 @@ def _translator(recipe: Recipe, path: Any, folder: Any, **options: Any) -> dict[
     else:
         network["n_hidden"] = dim
     first, rest = _generators(recipe.seed)
-    settings = dict(recipe.embedding)
+    settings = recipe.embedding | {"backend": recipe.backend}
     kind = settings.pop("kind")
     embedding = make_embedding(kind, len(data.source_vocabulary), dim, init=init, rng=first, **settings)
     model = make(embedding, len(data.target_vocabulary), rng=rest, **network)

@@ -187,7 +187,7 @@ def train(
     last = bleu(translations(model, data, "test"), data.test.references)
     model.load_state(job.best(folder))
     table = model.embedding.export()
-    vectors = table.reconstruct()
+    vectors = table.on(model.kernels).reconstruct()
     lines = translations(model, data, "test", vectors=vectors)
     write_atomically(Path(folder) / "translations.txt", "".join(f"{line}\n" for line in lines).encode())
     found = {
@@ -199,4 +199,4 @@ def train(
         "protocol": PROTOCOL,
         "bleu": signature,
     }
-    return job.finish(folder, progress, found, table, data.provenance)
+    return job.finish(folder, progress, found, table, data.provenance, config.get("backend"))

@@ -295,3 +295,25 @@ def __getattr__(name: str) -> Any:
 
 def _no_module(name: str) -> Any:
     raise AttributeError(f"the stand-in has no cupy.{name}")
+
+
+class cuda:  # noqa: N801 (a module of CuPy's)
+    """What tells of the device."""
+
+    class Device:
+        """The one there is."""
+
+        id = 0
+
+    class runtime:  # noqa: N801
+        """Of CUDA."""
+
+        @staticmethod
+        def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802
+            """Its name."""
+            return {"name": b"stand-in"}
+
+        @staticmethod
+        def driverGetVersion() -> int:  # noqa: N802
+            """CUDA 13.0."""
+            return 13000
