@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ class Sweep:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
         finished = threading.Event()
         n_jobs = jobs or (-1 if cluster else os.cpu_count())
-        with Progress(*columns, transient=True) as bar, _workers(cluster):
+        with Progress(*columns, transient=True) as bar, _workers(cluster), warnings.catch_warnings():
+            # A worker whose memory has grown ends, and another takes its place: nothing to warn of.
+            warnings.filterwarnings("ignore", "A worker stopped")
             task = bar.add_task("", total=sum(self.cost(run) for run in todo))
 
             def show() -> None:
