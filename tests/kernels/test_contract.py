@@ -2,11 +2,14 @@
 
 import inspect
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,7 +19,10 @@ import pytest
 from dpq_ref import backend
 from dpq_ref.kernels import cpu, reference
 
-KERNEL_SETS = [cpu]
+HOST = Path(__file__).parent / "host" / "cupy_on_host.py"
+gpu = runpy.run_path(str(HOST))["kernel_set"]()
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the kernels for a GPU need g++ here")
+KERNEL_SETS = [cpu, pytest.param(gpu, marks=needs_compiler)]
 DTYPES = [np.float32, np.float64]
 SMOOTH = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
 BITWISE, CLOSE = "bitwise", "close"
