@@ -53,12 +53,16 @@ def kernels() -> dict[str, Kernel]:
     found = {}
     for path in sorted(FOLDER.glob("*.cu")):
         code = source(path.stem)
-        sizes = dict(CONSTANT.findall(code))
         for threads, name, parameters in DECLARATION.findall(code):
             parts = (PARAMETER.fullmatch(p) for p in parameters.split(","))
             declared = tuple((part[4], part[2], part[3] == "*") for part in parts if part)
-            found[name] = Kernel(path.stem, int(sizes[threads]), declared)
+            found[name] = Kernel(path.stem, constants(path.stem, threads)[0], declared)
     return found
+
+
+def constants(file: str, *names: str) -> list[int]:
+    """Numbers that a file defines."""
+    return [int(dict(CONSTANT.findall(source(file)))[name]) for name in names]
 
 
 @cache

@@ -281,10 +281,8 @@ template <bool SUMS>
 __device__ inline void gradients_of_tiles(
     const REAL* d_picked, const REAL* query, const REAL* keys, const REAL* values, const REAL* counts,
     const REAL* mean, const REAL* deviation, const REAL* pulls, const REAL* noise, REAL temperature, Index b, int D,
-    int K, int s, int v, int key_books, int value_books, int chunks, REAL* d_query, double* sums) {
-    SHARED(memory);
+    int K, int s, int v, int key_books, int value_books, int chunks, REAL* q, REAL* d_query, double* sums) {
     const int line = LINE(FEW), padded = (K + PACK - 1) / PACK * PACK, size = SUMS ? 2 * K : K * s, r = threadIdx.x;
-    REAL* q = (REAL*)memory;
     REAL *g = q + s * line, *x = g + (s > v ? s : v) * line, *d = x + padded * line;
     REAL *book = d + padded * line, *worth = book + padded * s;
     Index tiles = (b + FEW - 1) / FEW;
@@ -361,9 +359,10 @@ sx_sums(
     const REAL* d_picked, const REAL* query, const REAL* keys, const REAL* values, const REAL* counts,
     const REAL* mean, const REAL* deviation, const REAL* noise, REAL temperature, Index b, int D, int K, int s, int v,
     int key_books, int value_books, int chunks, double* sums) {
+    SHARED(memory);
     gradients_of_tiles<true>(
         d_picked, query, keys, values, counts, mean, deviation, 0, noise, temperature, b, D, K, s, v, key_books,
-        value_books, chunks, 0, sums);
+        value_books, chunks, (REAL*)memory, 0, sums);
 }
 
 KERNEL(FEW)
@@ -371,7 +370,8 @@ sx_gradients(
     const REAL* d_picked, const REAL* query, const REAL* keys, const REAL* values, const REAL* counts,
     const REAL* mean, const REAL* deviation, const REAL* pulls, const REAL* noise, REAL temperature, Index b, int D,
     int K, int s, int v, int key_books, int value_books, int chunks, REAL* d_query, double* d_keys) {
+    SHARED(memory);
     gradients_of_tiles<false>(
         d_picked, query, keys, values, counts, mean, deviation, pulls, noise, temperature, b, D, K, s, v, key_books,
-        value_books, chunks, d_query, d_keys);
+        value_books, chunks, (REAL*)memory, d_query, d_keys);
 }

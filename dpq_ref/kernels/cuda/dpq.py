@@ -10,11 +10,11 @@ from typing import Any
 import cupy as xp
 import numpy as np
 
-from dpq_ref.kernels.cuda.device import SHARED, each, inputs, launch
+from dpq_ref.kernels.cuda.device import SHARED, constants, each, inputs, launch
 from dpq_ref.kernels.reference import BLOCK, Array, Integers, Statistics, scalar_like
 from dpq_ref.kernels.shapes import check_book, check_shape
 
-ROWS, FEW, PACK, SLICE = 128, 64, 8, 32  # as in dpq.cu
+ROWS, FEW, PACK, SLICE = constants("dpq", "ROWS", "FEW", "PACK", "SLICE")
 CHUNKS = 16  # the most partial sums over a batch
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref.kernels import reference
-from dpq_ref.kernels.cuda.device import check_range, each, inputs, launch
+from dpq_ref.kernels.cuda.device import check_range, constants, each, inputs, launch
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.kernels.shapes import check_book, check_shape
 
-PIECES = 1024  # as in packed.cu
+(PIECES,) = constants("packed", "PIECES")
 QUERIES = 1 << 16  # and parts of the others, that together keep a GPU busy in `hamming_nearest`
 
 
