@@ -9,7 +9,8 @@ from numba.core import cgutils
 from numpy.typing import DTypeLike, NDArray
 
 from dpq_ref.kernels import reference
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.shapes import check_book as check_book
+from dpq_ref.kernels.shapes import check_shape as check_shape
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -45,12 +46,6 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     return views
 
 
-def check_shape(name: str, array: NDArray, *shape: int) -> None:
-    """Raise ValueError unless an array has a shape."""
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-
-
 def check_range(name: str, indices: NDArray, size: int) -> None:
     """As `reference.check_range`, in one pass over indices of one axis."""
     if not _within(*inputs(np.int64, indices), int(size)):
@@ -63,12 +58,6 @@ def _within(indices, size):
     for i in indices:
         least, most = min(least, i), max(most, i)
     return least >= 0 and (most < size or indices.size == 0)
-
-
-def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
-    """Raise ValueError unless a codebook fits, be it one per group or shared."""
-    if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
-        raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
 
 
 @_intrinsic
