@@ -12,6 +12,9 @@ without exceeding it.
 
 Everything is learned in the dtype of the table. What `compress` stores is float32 whatever that dtype was,
 as in all published compression ratios.
+
+Tables, codes and what is learned are arrays of the host; what comes from a device is copied from there. With
+`backend="cupy"`, where a method takes it, the kernels run on the device.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +29,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import validate_data
 
 from dpq_ref import checks
+from dpq_ref.backend import on_device, to_numpy
 from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import Array
 
@@ -96,6 +100,7 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     def _check(self, X: Any, reset: bool) -> Array:
         """Scikit-learn sees to shape, dtype and feature names; `as_table` counts what is not finite."""
         dtypes = [np.float32, np.float64]
+        X = to_numpy(X) if on_device(X) else X  # a data frame has names, which are checked
         X = checks.as_table(validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False))
         largest = max(X.max(), -X.min()) if X.dtype == np.float64 else 0
         if largest > np.finfo(np.float32).max:

@@ -103,7 +103,7 @@ class SignQuantizer(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Entries of signs, (n, d) of 0 and 1 -> (n, d) float32; scales of rows are unknown: their mean."""
         check_is_fitted(self)
-        codes = checks.as_ids(Z, 2)
+        codes = backend.to_numpy(checks.as_ids(Z, 2))
         self._check_width(codes, self.n_features_in_)
         scales = self._mean if self.scale == "row" else self.scales_
         return ScalarTable.from_codes(codes, 1, scales).reconstruct()
@@ -152,7 +152,7 @@ class BinaryCoder(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of bits, (n, c) of 0 and 1 -> (n, d) float32."""
         check_is_fitted(self)
-        codes = checks.as_ids(Z, 2)
+        codes = backend.to_numpy(checks.as_ids(Z, 2))
         self._check_width(codes, len(self.decoder_))
         return self._decoded(codes).reconstruct()
 

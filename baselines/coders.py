@@ -14,12 +14,14 @@ mean) of what its M codes stand for. Choosing is not differentiable:
 Arrays: rows (b, d), scores and logits (b, M K), assignments (b, M, K), codebooks (M K, w).
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from dpq_ref.backend import array_module, to_numpy
 from dpq_ref.compressed import Compressed, FactoredTable, ProductTable
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 from dpq_ref.layers.initial import glorot
@@ -34,8 +36,8 @@ class Coder(ABC):
     Parameters
     ----------
     params : dict of arrays, trained in place
-        "codebooks" (M K, w) among them.
-    rows : (n, d)
+        "codebooks" (M K, w) among them. They and the rows are moved to where the kernels are.
+    rows : (n, d) or None
     n_groups : int
         M.
     temperature : float
@@ -58,12 +60,14 @@ class Coder(ABC):
         kernels: Any,
         rng: np.random.Generator,
     ):
-        self.params, self.rows, self.n_groups = params, rows, n_groups
+        xp = kernels.xp
+        self.params, self.n_groups = {name: xp.asarray(array) for name, array in params.items()}, n_groups
+        self.rows = rows if rows is None else xp.asarray(rows)
         self.temperature, self.kernels, self.rng = temperature, kernels, rng
         self.grads: dict[str, Array] = {}
 
     @abstractmethod
-    def scores(self, x: Array, product: Product = np.matmul) -> Array:
+    def scores(self, x: Array, product: Product = operator.matmul) -> Array:
         """Scores that the code is the largest of, (b, d) -> (b, M K)."""
 
     @abstractmethod
@@ -99,14 +103,15 @@ class Coder(ABC):
     def refit(self, codes: Integers, weights: Array) -> None:
         """Move the last linear map to the least weighted squares for codes that stay as they are."""
         last = self.params[self.last]
-        last[:] = least_squares(self.inputs(codes), self.rows, weights, last)
+        found = least_squares(self.inputs(codes), *map(to_numpy, (self.rows, weights, last)))
+        last[:] = array_module(last).asarray(found)
 
-    def loss_and_gradients(self, ids: Integers) -> float:
+    def loss_and_gradients(self, ids: Integers) -> Any:
         """Half the squared error of a row, mean over the batch."""
-        x = self.rows[ids]
+        x = self.rows[self.kernels.xp.asarray(ids)]
         error = self.forward(x) - x
         self.backward(error / error.dtype.type(len(x)))
-        return float(np.square(error, dtype=np.float64).sum()) / (2 * len(x))
+        return self.kernels.xp.square(error, dtype=np.float64).sum() / (2 * len(x))
 
     def _sums(self, codes: Integers) -> ProductTable:
         """Store sums of codebook rows as what the table has, means, of M times those."""
@@ -117,14 +122,15 @@ class Coder(ABC):
         """Weighted squared error of the hard table, by matrix products: many times faster than look-ups."""
         total = 0.0
         for block in self._blocks(self.rows):
-            error = np.subtract(self.reconstruct(self.rows[block]), self.rows[block], dtype=np.float64)
-            total += float(weights[block] @ (error * error).sum(axis=1))
+            rows, subtract = self.rows[block], self.kernels.xp.subtract
+            error = subtract(self.reconstruct(rows), rows, dtype=np.float64)
+            total += float(weights[block] @ to_numpy((error * error).sum(axis=1)))
         return total
 
     def codes(self, x: Array) -> Integers:
         """Codes of rows, (b, d) -> (b, M) int32; the same in any batch, bit by bit."""
         scores = [self._grouped(self.scores(x[block], self.kernels.combine)) for block in self._blocks(x)]
-        return np.concatenate([self.kernels.argmax_code(block) for block in scores])
+        return self.kernels.xp.concatenate([self.kernels.argmax_code(block) for block in scores])
 
     def _blocks(self, x: Array) -> list[slice]:
         step = max(1, BLOCK // len(self.params["codebooks"]))
@@ -133,8 +139,8 @@ class Coder(ABC):
     def _hard(self, scores: Array) -> Array:
         """Assign 1 to the largest score of each group, (b, M K) -> (b, M K)."""
         scores = self._grouped(scores)
-        hard = np.zeros_like(scores)
-        np.put_along_axis(hard, self.kernels.argmax_code(scores)[:, :, None], 1, axis=2)
+        codes = self.kernels.argmax_code(scores)[:, :, None]
+        hard = (codes == self.kernels.xp.arange(scores.shape[2])).astype(scores.dtype)
         return hard.reshape(len(hard), -1)
 
     def _grouped(self, x: Array) -> Array:
@@ -153,12 +159,12 @@ class GumbelCoder(Coder):
         "hidden" (d, h), "hidden_bias" (h,), "logits" (h, M K), "logits_bias" (M K,), "codebooks" (M K, d).
     """
 
-    def scores(self, x: Array, product: Product = np.matmul) -> Array:
+    def scores(self, x: Array, product: Product = operator.matmul) -> Array:
         """Return z = W' tanh(W x + b) + b', (b, d) -> (b, M K)."""
         return product(self._hidden(x, product), self.params["logits"]) + self.params["logits_bias"]
 
     def _hidden(self, x: Array, product: Product) -> Array:
-        return np.tanh(product(x, self.params["hidden"]) + self.params["hidden_bias"])
+        return self.kernels.xp.tanh(product(x, self.params["hidden"]) + self.params["hidden_bias"])
 
     def forward(self, x: Array, noise: Array | None = None) -> Array:
         """Mixture of codebook rows, weighted by softmax((logits + noise) / tau).
@@ -169,12 +175,13 @@ class GumbelCoder(Coder):
         noise : (b, M K), optional
             Gumbel noise; drawn by default.
         """
-        hidden = self._hidden(x, np.matmul)
+        xp = self.kernels.xp
+        hidden = self._hidden(x, operator.matmul)
         z = hidden @ self.params["logits"] + self.params["logits_bias"]
-        softplus = np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+        softplus = xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.abs(z)))
         if noise is None:
-            noise = gumbel(self.rng, z.shape, z.dtype)
-        logits = np.log(softplus + z.dtype.type(EPSILON)) + noise
+            noise = xp.asarray(gumbel(self.rng, z.shape, z.dtype))
+        logits = xp.log(softplus + z.dtype.type(EPSILON)) + noise
         assignment = self.kernels.softmax(self._grouped(logits), self.temperature)
         self._tape = x, hidden, z, softplus, assignment
         return assignment.reshape(z.shape) @ self.params["codebooks"]
@@ -184,7 +191,7 @@ class GumbelCoder(Coder):
         x, hidden, z, softplus, assignment = self._tape
         d_assignment = self._grouped(d_output @ self.params["codebooks"].T)
         d_logits = self.kernels.softmax_backward(d_assignment, assignment, self.temperature).reshape(z.shape)
-        d_z = d_logits * np.exp(z - softplus) / (softplus + z.dtype.type(EPSILON))
+        d_z = d_logits * self.kernels.xp.exp(z - softplus) / (softplus + z.dtype.type(EPSILON))
         d_hidden = (d_z @ self.params["logits"].T) * (1 - hidden * hidden)
         self.grads = {
             "hidden": x.T @ d_hidden,
@@ -219,7 +226,7 @@ class KDCoder(Coder):
         "logits" (d, M K), "logits_bias" (M K,), "codebooks" (M K, w), "basis" (w, d); without a basis w = d.
     """
 
-    def scores(self, x: Array, product: Product = np.matmul) -> Array:
+    def scores(self, x: Array, product: Product = operator.matmul) -> Array:
         """Logits W x + b, (b, d) -> (b, M K)."""
         return product(x, self.params["logits"]) + self.params["logits_bias"]
 
@@ -258,7 +265,7 @@ class KDCoder(Coder):
     def inputs(self, codes: Integers) -> Any:
         """Codes as zeros and ones, or the sums of embeddings where a map follows."""
         hard = one_hot(codes, self.books.shape[1])
-        return hard @ self.params["codebooks"] if "basis" in self.params else hard
+        return hard @ to_numpy(self.params["codebooks"]) if "basis" in self.params else hard
 
 
 def gumbel(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:

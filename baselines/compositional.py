@@ -41,13 +41,14 @@ class EncodedCodes(LearnedCodes):
     @property
     def codebooks_(self) -> Array:
         """Codebooks, (M, K, w)."""
-        return self._coder(self.parameters_).books
+        return backend.to_numpy(self._coder(self.parameters_).books)
 
     def transform(self, X: Any) -> Integers:
         """Codes of rows, from the encoder, (n, d) -> (n, M) int32."""
         check_is_fitted(self)
         X = self._rows(X).astype(self.codebooks_.dtype, copy=False)
-        return self._coder(self.parameters_).codes(X / X.dtype.type(self.scale_))
+        model = self._coder(self.parameters_)
+        return backend.to_numpy(model.codes(model.kernels.xp.asarray(X / X.dtype.type(self.scale_))))
 
     def _coder(self, params: dict[str, Array], rows: Any = None, rng: Any = None) -> Coder:
         above_zero("temperature", self.temperature)
@@ -69,13 +70,13 @@ class EncodedCodes(LearnedCodes):
         return self._coder(params, rows, rng)
 
     def _finish(self, model: Coder, rows: Array, weights: Array) -> None:
-        self.codes_ = model.codes(rows)
+        self.codes_ = backend.to_numpy(model.codes(model.rows))
         if self.refit:
             model.refit(self.codes_, weights)
             error = squared_error(rows, model.table(self.codes_), weights)
             self.objective_ = np.append(self.objective_, error)
         model.params[model.last] *= rows.dtype.type(self.scale_)
-        self.parameters_ = model.params
+        self.parameters_ = {name: backend.to_numpy(array) for name, array in model.params.items()}
 
     def _artefact(self, codes: Integers, dtype: Any) -> Compressed:
         return self._coder({k: v.astype(dtype, copy=False) for k, v in self.parameters_.items()}).table(codes)
@@ -133,7 +134,7 @@ class CompositionalCodes(EncodedCodes):
     clip_norm : float, optional
         Largest norm of all gradients together; as released it is so small that each step has it.
     random_state : int, numpy.random.Generator or None
-    backend : {"numpy", "numba"} or None
+    backend : {"numpy", "numba", "cupy"} or None
         Kernels to run on; None means "numba".
 
     Attributes
@@ -238,7 +239,7 @@ class KDCodes(EncodedCodes):
     clip_norm : float, optional
         Largest norm of all gradients together.
     random_state : int, numpy.random.Generator or None
-    backend : {"numpy", "numba"} or None
+    backend : {"numpy", "numba", "cupy"} or None
         Kernels to run on; None means "numba".
 
     Attributes

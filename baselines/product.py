@@ -120,8 +120,8 @@ class ProductQuantizer(Compressor):
         kmeans = self._kmeans(n_codes, checks.positive("max_iter", self.max_iter))
         some = self._sample(weights, n_codes, kmeans.rng)
         kmeans.fit(self._cut(X if some is None else X[some]), weights if some is None else weights[some])
-        self.codebooks_ = kmeans.centroids
-        self.codes_ = kmeans.codes if some is None else self._nearest(X)
+        self.codebooks_ = backend.to_numpy(kmeans.centroids)
+        self.codes_ = backend.to_numpy(kmeans.codes) if some is None else self._nearest(X)
         self.n_train_rows_ = len(kmeans.codes)
         self.objective_ = np.sum(kmeans.objective, axis=1)
         self.n_iter_ = len(self.objective_)
@@ -138,7 +138,7 @@ class ProductQuantizer(Compressor):
         n_groups, n_codes, _ = self.codebooks_.shape
         codes = checks.as_ids(Z, n_codes)
         self._check_width(codes, n_groups)
-        return self._joined(codes)
+        return backend.to_numpy(self._joined(codes, self.codebooks_))
 
     def compress(self) -> ProductTable:
         """Codes and codebooks of the table."""
@@ -186,21 +186,25 @@ class ProductQuantizer(Compressor):
         """Rows as points of D groups, (n, d) -> (n, D, s)."""
         if self._columns.all():
             return X.reshape(len(X), *self._columns.shape)
-        points = np.zeros((len(X), *self._columns.shape), X.dtype)
-        points[:, self._columns] = X
-        return points
+        xp = backend.array_module(X)
+        points = xp.zeros((len(X), self._columns.size), X.dtype)
+        points[:, xp.asarray(np.flatnonzero(self._columns))] = X
+        return points.reshape(len(X), *self._columns.shape)
 
     def _nearest(self, X: Array) -> Integers:
-        codes = np.empty((len(X), len(self._columns)), np.int32)
+        kernels = backend.get(self.backend)
+        asarray, codes = kernels.xp.asarray, np.empty((len(X), len(self._columns)), np.int32)
+        codebooks = asarray(self.codebooks_)
         for rows in told("codes", blocks(*X.shape)):
             points = self._cut(X[rows]).astype(self.codebooks_.dtype, copy=False)
-            codes[rows] = backend.get(self.backend).nearest_code(points, self.codebooks_)
+            codes[rows] = backend.to_numpy(kernels.nearest_code(asarray(points), codebooks))
         return codes
 
-    def _joined(self, codes: Integers) -> Array:
-        """Centroids of codes side by side, (n, D) -> (n, d)."""
-        rows = backend.get(self.backend).decode(codes, self.codebooks_)
-        return rows.reshape(len(codes), -1)[:, self._columns.ravel()]
+    def _joined(self, codes: Integers, codebooks: Array) -> Array:
+        """Centroids of codes side by side, (n, D) -> (n, d), where the kernels are."""
+        kernels = backend.get(self.backend)
+        rows = kernels.decode(*map(kernels.xp.asarray, (codes, codebooks))).reshape(len(codes), -1)
+        return rows if self._columns.all() else rows[:, kernels.xp.asarray(np.flatnonzero(self._columns))]
 
     def _stored(self, codebooks: Array) -> Array:
         """Codebooks in float32, without the columns that there are not: (D, K, s), or else (K, d)."""
@@ -298,19 +302,23 @@ class OptimizedProductQuantizer(ProductQuantizer):
             if self.init == "parametric":
                 rotation = principal_groups(X, weights, self._columns.sum(axis=1))
             kmeans = self._kmeans(n_codes, LLOYD)
-            multiply = kmeans.kernels.multiply
-            kmeans.fit(self._cut(multiply(X, rotation.astype(X.dtype))), weights)
+            there = kmeans.kernels.xp.asarray(X)
+
+            def rotated() -> Array:
+                R = kmeans.kernels.xp.asarray(rotation.astype(X.dtype))
+                return self._cut(kmeans.kernels.multiply(there, R))
+
+            kmeans.fit(rotated(), weights)
             objective = list(kmeans.objective)
             kmeans.max_iter = inner_iter
             for self.n_iter_ in range(1, max_iter + 1):
                 before = np.sum(objective[-1])
-                self.codebooks_ = kmeans.centroids
-                rotation = self._procrustes(X, weights, kmeans.codes)
-                kmeans.fit(self._cut(multiply(X, rotation.astype(X.dtype))), weights, kmeans.centroids)
+                rotation = self._procrustes(there, weights, self._joined(kmeans.codes, kmeans.centroids))
+                kmeans.fit(rotated(), weights, kmeans.centroids)
                 objective += kmeans.objective
                 if np.sum(objective[-1]) >= (1 - 1e-6) * before:
                     break
-        self.codebooks_ = kmeans.centroids
+        self.codebooks_ = backend.to_numpy(kmeans.centroids)
         self.rotation_ = rotation.astype(X.dtype)
         self.codes_ = self._nearest(self._rotated(X))
         self.objective_ = np.sum(objective, axis=1)
@@ -323,8 +331,7 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of codes: their centroids side by side, rotated back, (n, D) integers in [0, K) -> (n, d)."""
-        rows = super().inverse_transform(Z)
-        return backend.get(self.backend).combine(rows, self.rotation_.T)
+        return self._combined(super().inverse_transform(Z), self.rotation_.T)
 
     def compress(self) -> FactoredTable:  # type: ignore[override]
         """Codes, codebooks and the rotation back."""
@@ -336,15 +343,20 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def _rotated(self, X: Array) -> Array:
         """X R, a row the same in any batch."""
-        return backend.get(self.backend).combine(X.astype(self.rotation_.dtype, copy=False), self.rotation_)
+        return self._combined(X.astype(self.rotation_.dtype, copy=False), self.rotation_)
 
-    def _procrustes(self, X: Array, weights: Array, codes: Integers) -> Array:
+    def _combined(self, rows: Array, basis: Array) -> Array:
+        """Rows times a basis, each the same whatever rows are beside it."""
+        kernels = backend.get(self.backend)
+        return backend.to_numpy(kernels.combine(*map(kernels.xp.asarray, (rows, basis))))
+
+    def _procrustes(self, X: Array, weights: Array, targets: Array) -> Array:
         """Rotation that brings rows nearest to their centroids (Schoenemann 1966), float64."""
         from scipy import linalg
 
-        shares = (weights / weights.max()).astype(X.dtype)
-        product = backend.get(self.backend).cross(X, self._joined(codes), shares)
-        left, _, right = linalg.svd(product)
+        kernels, shares = backend.get(self.backend), (weights / weights.max()).astype(X.dtype)
+        product = kernels.cross(X, targets, kernels.xp.asarray(shares))
+        left, _, right = linalg.svd(backend.to_numpy(product))
         return left @ right
 
 

@@ -133,7 +133,7 @@ class LearnedCodes(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of codes, (n, D) integers in [0, K) -> (n, d), decoded as the stored table is."""
         check_is_fitted(self)
-        Z = np.asarray(Z)
+        Z = backend.to_numpy(Z)
         self._check_width(Z, self.codes_.shape[1])
         return self._artefact(Z, self.codebooks_.dtype).reconstruct()
 
@@ -234,7 +234,7 @@ class DPQReconstruction(LearnedCodes):
     clip_norm : float, optional
         Largest norm of all gradients together.
     random_state : int, numpy.random.Generator or None
-    backend : {"numpy", "numba"} or None
+    backend : {"numpy", "numba", "cupy"} or None
         Kernels to run on; None means "numba".
 
     Attributes
@@ -297,7 +297,8 @@ class DPQReconstruction(LearnedCodes):
         check_is_fitted(self)
         X = self._rows(X).astype(self.codebooks_.dtype, copy=False)
         points = X.reshape(len(X), self.codes_.shape[1], -1)
-        return backend.get(self.backend).nearest_code(points, self.codebooks_)
+        kernels = backend.get(self.backend)
+        return backend.to_numpy(kernels.nearest_code(*map(kernels.xp.asarray, (points, self.codebooks_))))
 
     def _model(
         self, rows: Array, weights: Array, n_groups: int, n_codes: int, rng: np.random.Generator
@@ -367,7 +368,7 @@ class Reconstruction:
     """
 
     def __init__(self, layer: DPQEmbedding, rows: Array):
-        self.layer, self.rows = layer, rows
+        self.layer, self.rows = layer, layer.kernels.xp.asarray(rows)
         self.params = {name: layer.params[name] for name in layer.trainable}
 
     @property
@@ -375,12 +376,13 @@ class Reconstruction:
         """Gradients of the last batch."""
         return self.layer.grads
 
-    def loss_and_gradients(self, ids: Integers) -> float:
+    def loss_and_gradients(self, ids: Integers) -> Any:
         """Error of a batch, and the codebook loss; the gradient of the mean square is 2 / (b d) the error."""
-        error = self.layer.forward(ids) - self.rows[ids]
+        xp = self.layer.kernels.xp
+        error = self.layer.forward(ids) - self.rows[xp.asarray(ids)]
         self.layer.backward(error * error.dtype.type(2 / error.size))
-        return float(np.square(error, dtype=np.float64).mean()) + self.layer.codebook_loss
+        return xp.square(error, dtype=np.float64).mean() + self.layer.codebook_loss
 
     def squared_error(self, weights: Array) -> float:
         """Weighted squared error of the table as it would be stored."""
-        return squared_error(self.rows, self.layer.export(), weights)
+        return squared_error(backend.to_numpy(self.rows), self.layer.export(), weights)

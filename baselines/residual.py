@@ -124,7 +124,7 @@ class ResidualQuantizer(Compressor):
     def transform(self, X: Any) -> Integers:
         """Codes of rows by beam search, (n, d) -> (n, M) int32."""
         check_is_fitted(self)
-        return self._best(self._centred(self._rows(X)))
+        return backend.to_numpy(self._best(self._centred(self._rows(X))))
 
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of codes: the mean and the centroids summed up, (n, M) integers in [0, K) -> (n, d)."""
@@ -132,7 +132,7 @@ class ResidualQuantizer(Compressor):
         n_groups, n_codes, _ = self.codebooks_.shape
         codes = checks.as_ids(Z, n_codes)
         self._check_width(codes, n_groups)
-        return self.mean_ + self._sum(codes)
+        return self.mean_ + backend.to_numpy(self._sum(codes))
 
     def compress(self) -> ProductTable:
         """Codes and codebooks of the table: M times the centroids, of which a row is the mean."""
@@ -180,7 +180,7 @@ class ResidualQuantizer(Compressor):
         max_iter: int,
         rng: np.random.Generator,
     ) -> Array:
-        """Find mean, codebooks and codes stage by stage; the centred table."""
+        """Find mean, codebooks and codes stage by stage; the centred table, where the kernels are."""
         self.mean_ = (np.einsum("i,ij->j", weights, X) / weights.sum()).astype(X.dtype)
         X = left = self._centred(X)
         self.codebooks_ = np.empty((0, n_codes, X.shape[1]), X.dtype)
@@ -189,33 +189,39 @@ class ResidualQuantizer(Compressor):
         beam = self._empty(X)
         for _ in range(n_groups):
             kmeans = KMeans(n_codes, kernels=backend.get(self.backend), rng=rng, max_iter=max_iter)
-            book = kmeans.fit(left[:, None], weights).centroids
+            book = backend.to_numpy(kmeans.fit(left[:, None], weights).centroids)
             self.codebooks_ = np.concatenate([self.codebooks_, book])
             self.n_iter_ = max(self.n_iter_, len(kmeans.objective))
             beam = self._extend(X, *beam)
             left = X - self._sum(beam[0][:, 0])
             objective.append(self._error(left, weights))
-        self.codes_ = np.ascontiguousarray(beam[0][:, 0])
+        self.codes_ = np.ascontiguousarray(backend.to_numpy(beam[0][:, 0]))
         self.objective_ = np.array(objective)
         return X
 
     def _centred(self, X: Array) -> Array:
-        return X.astype(self.mean_.dtype, copy=False) - self.mean_
+        return self._there(X.astype(self.mean_.dtype, copy=False) - self.mean_)
+
+    def _there(self, array: Any) -> Array:
+        """Array where the kernels are."""
+        return backend.get(self.backend).xp.asarray(array)
 
     def _empty(self, X: Array) -> tuple[Integers, Array]:
         """Beginnings of no code, one a row."""
-        return np.empty((len(X), 1, 0), np.int32), np.zeros((len(X), 1), X.dtype)
+        xp = backend.array_module(X)
+        return xp.empty((len(X), 1, 0), np.int32), xp.zeros((len(X), 1), X.dtype)
 
     def _extend(self, X: Array, codes: Integers, scores: Array) -> tuple[Integers, Array]:
         """Extend the beginnings of all rows by the next code."""
         kernels = backend.get(self.backend)
         n, width, m = codes.shape
-        book = self.codebooks_[m]
+        xp, books = kernels.xp, self._there(self.codebooks_)
+        book = books[m]
         n_codes, d = book.shape
-        pairs = 2 * kernels.combine(self.codebooks_[:m].reshape(-1, d), book.T).reshape(m, n_codes, n_codes)
-        norms = np.einsum("kc,kc->k", book, book)
+        pairs = 2 * kernels.combine(books[:m].reshape(-1, d), book.T).reshape(m, n_codes, n_codes)
+        norms = xp.einsum("kc,kc->k", book, book)
         wider = min(self.beam_width, width * n_codes)
-        longer, best = np.empty((n, wider, m + 1), np.int32), np.empty((n, wider), X.dtype)
+        longer, best = xp.empty((n, wider, m + 1), np.int32), xp.empty((n, wider), X.dtype)
         step = max(1, BLOCK // (width * n_codes))
         for i in range(0, n, step):
             here = slice(i, i + step)
@@ -230,18 +236,21 @@ class ResidualQuantizer(Compressor):
         beam = self._empty(X)
         for _ in self.codebooks_:
             beam = self._extend(X, *beam)
-        return np.ascontiguousarray(beam[0][:, 0])
+        return backend.array_module(X).ascontiguousarray(beam[0][:, 0])
 
     def _sum(self, codes: Integers) -> Array:
-        """Sum the centroids of codes up, (n, M) -> (n, d)."""
-        rows = np.zeros((len(codes), self.codebooks_.shape[2]), self.codebooks_.dtype)
+        """Sum the centroids of codes up, (n, M) -> (n, d), where the kernels are."""
+        there: Integers = self._there(codes)
+        books = self._there(self.codebooks_)
+        rows = backend.array_module(books).zeros((len(codes), books.shape[2]), books.dtype)
         for m in range(codes.shape[1]):
-            rows += self.codebooks_[m, codes[:, m]]
+            rows += books[m, there[:, m]]
         return rows
 
     @staticmethod
     def _error(left: Array, weights: Array) -> float:
-        return float(weights @ np.einsum("ij,ij->i", left, left, dtype=np.float64))
+        squares = backend.array_module(left).einsum("ij,ij->i", left, left, dtype=np.float64)
+        return float(weights @ backend.to_numpy(squares))
 
 
 class AdditiveQuantizer(ResidualQuantizer):
@@ -323,7 +332,7 @@ class AdditiveQuantizer(ResidualQuantizer):
         for self.n_iter_ in range(1, max_iter + 1):
             with threadpool_limits(1, "blas"):
                 self._fit_codebooks(X, weights)
-            self.codes_ = self._search(X, self.codes_, self._changes(rng))
+            self.codes_ = backend.to_numpy(self._search(X, self.codes_, self._changes(rng)))
             objective.append(self._error(X - self._sum(self.codes_), weights))
             if objective[-1] >= (1 - 1e-6) * objective[-2]:
                 break
@@ -335,7 +344,7 @@ class AdditiveQuantizer(ResidualQuantizer):
         """Codes of rows by beam search, then local search, (n, d) -> (n, M) int32."""
         check_is_fitted(self)
         X = self._centred(self._rows(X))
-        return self._search(X, self._best(X), self._of_transform)
+        return backend.to_numpy(self._search(X, self._best(X), self._of_transform))
 
     def _changes(self, rng: np.random.Generator) -> Integers:
         """How codes are changed before each search, (n_searches, M): one draw for all rows.
@@ -350,11 +359,11 @@ class AdditiveQuantizer(ResidualQuantizer):
     def _search(self, X: Array, codes: Integers, changes: Integers) -> Integers:
         """Improve the codes of centred rows."""
         kernels = backend.get(self.backend)
-        n_groups, n_codes, d = self.codebooks_.shape
-        flat = self.codebooks_.reshape(-1, d)
+        xp, (n_groups, n_codes, d) = kernels.xp, self.codebooks_.shape
+        flat = self._there(self.codebooks_).reshape(-1, d)
         pairs = 2 * kernels.combine(flat, flat.T).reshape(n_groups, n_codes, n_groups, n_codes)
-        norms = np.einsum("kc,kc->k", flat, flat)
-        codes = codes.copy()
+        norms = xp.einsum("kc,kc->k", flat, flat)
+        codes, changes = xp.array(codes), xp.asarray(changes)
         step = max(1, BLOCK // len(flat))
         for i in range(0, len(X), step):
             linear = norms - 2 * kernels.combine(X[i : i + step], flat.T)
@@ -363,7 +372,7 @@ class AdditiveQuantizer(ResidualQuantizer):
             for change in changes:
                 other, others = self._modes((best + change) % n_codes, linear, pairs)
                 better = others < scores
-                best[better], scores[better] = other[better], others[better]
+                best, scores = xp.where(better[:, None], other, best), xp.where(better, others, scores)
             codes[i : i + step] = best
         return codes
 
@@ -371,7 +380,7 @@ class AdditiveQuantizer(ResidualQuantizer):
         """Iterate conditional modes; a sweep leaves out the rows that the one before did not change."""
         kernels = backend.get(self.backend)
         modes, scores = kernels.conditional_modes(codes, linear, pairs, 1)
-        rows = np.arange(len(codes))
+        rows = kernels.xp.arange(len(codes))
         for _ in range(SWEEPS - 1):
             rows = rows[(modes[rows] != codes[rows]).any(axis=1)]
             codes = modes.copy()
@@ -397,7 +406,7 @@ class AdditiveQuantizer(ResidualQuantizer):
         weighted = (sparse.diags_array(weights) @ ones).T.tocsr()
         gram = (weighted @ ones).toarray()
         gram[np.diag_indices_from(gram)] += RIDGE * weights.sum() / n_codes
-        step = weighted @ (X - self._sum(self.codes_)).astype(np.float64)
+        step = weighted @ backend.to_numpy(X - self._sum(self.codes_)).astype(np.float64)
         step = linalg.cho_solve(linalg.cho_factor(gram, overwrite_a=True), step, overwrite_b=True)
         self.codebooks_ = (self.codebooks_ + step.reshape(self.codebooks_.shape)).astype(X.dtype)
 

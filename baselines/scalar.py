@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from baselines.base import Compressor
 from baselines.levels import in_order, lloyd, nearest_level, nearest_of, optimal_clips
 from dpq_ref import checks
+from dpq_ref.backend import to_numpy
 from dpq_ref.compressed import DenseTable, ScalarTable, to_bfloat16, uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
 
@@ -61,7 +62,7 @@ class ScalarQuantizer(Compressor):
             Z = checks.as_table(Z, "Z").astype(np.float32, copy=False)
             self._check_width(Z, 1 + self.n_features_in_)
             scales, Z = Z[:, :1], Z[:, 1:].astype(np.int64)
-        codes = checks.as_ids(Z, 1 << self._bits_)
+        codes = to_numpy(checks.as_ids(Z, 1 << self._bits_))
         self._check_width(codes, self.n_features_in_)
         return ScalarTable.from_codes(codes, self._bits_, scales, self._levels_).reconstruct()
 
@@ -342,7 +343,7 @@ class HalfPrecision(Compressor):
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of halves, (n, d) float16 or uint16 -> (n, d) float32."""
         check_is_fitted(self)
-        Z = np.asarray(Z).astype(self.values_.dtype, casting="same_kind", copy=False)
+        Z = to_numpy(Z).astype(self.values_.dtype, casting="same_kind", copy=False)
         self._check_width(Z, self.n_features_in_)
         return DenseTable(Z).reconstruct()
 

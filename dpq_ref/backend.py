@@ -1,10 +1,14 @@
-"""Choose a kernel set: `numpy` (the reference), `numba` (the default) or `cupy`.
+"""Choose a kernel set: `numpy` (the reference), `numba` (the default) or `cupy`; and move arrays.
 
 A kernel set is a module with the functions of `dpq_ref.kernels.reference` and `xp`, its array module.
 Nothing falls back silently: a back end that is not there is an error that names what to install.
+
+Arrays enter a back end by `xp.asarray`, and leave it by `to_numpy`. Whoever reads a number of a device waits
+for all work before it, so that a step of training reads none.
 """
 
 import importlib
+import sys
 from contextlib import ContextDecorator
 from functools import cache
 from threading import Lock
@@ -13,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-MODULES = {"numpy": "reference", "numba": "cpu"}
+MODULES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu"}
 
 
 def get(name: Any = None) -> Any:
@@ -44,10 +48,15 @@ def get(name: Any = None) -> Any:
     if isinstance(name, ModuleType):
         return name
     name = "numba" if name is None else name
-    if name == "cupy":
-        raise ImportError("backend='cupy' is not part of this version; it takes 'numpy' or 'numba'")
     if name not in MODULES:
         raise ValueError(f"backend={name!r}; it takes 'numpy', 'numba' or 'cupy'")
+    if name == "cupy":
+        try:
+            importlib.import_module("cupy")
+        except ImportError as error:
+            raise ImportError(
+                "backend='cupy' needs CuPy: pip install 'dpq-ref[gpu13]', or [gpu12] for CUDA 12"
+            ) from error
     return importlib.import_module(f"dpq_ref.kernels.{MODULES[name]}")
 
 
@@ -66,7 +75,22 @@ def set_threads(n_threads: int) -> None:
 
 def to_numpy(array: Any) -> np.ndarray:
     """Array on the host, whatever back end it is on."""
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    return array.get() if on_device(array) else np.asarray(array)
+
+
+def on_device(array: Any) -> bool:
+    """Whether an array is one of a device."""
+    return hasattr(type(array), "__cuda_array_interface__")
+
+
+def array_module(array: Any) -> Any:
+    """Array module that an array is of: NumPy, or that of a device."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def on_host(kernels: Any) -> Any:
+    """Kernel set for what stays on the host beside a kernel set: itself, or the default beside a device's."""
+    return kernels if kernels.xp is np else get()
 
 
 class _OneBlasThread(ContextDecorator):

@@ -1,10 +1,14 @@
-"""Errors at the door: each names the argument, what it got and what it takes."""
+"""Errors at the door: each names the argument, what it got and what it takes.
+
+Tables and weights come in on the host, wherever they were; ids stay where they are.
+"""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_ref.backend import on_device, to_numpy
 from dpq_ref.kernels.reference import BLOCK
 from dpq_ref.progress import told
 
@@ -21,7 +25,7 @@ def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
 
     Returns
     -------
-    ndarray of integers, same shape
+    array of integers, same shape; of a device if it was
 
     Raises
     ------
@@ -30,14 +34,14 @@ def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
     IndexError
         If an id is negative or not below `vocab_size`.
     """
-    array = np.asarray(ids)
+    array = ids if on_device(ids) else np.asarray(ids)
     if array.size == 0 and not hasattr(ids, "dtype"):
         array = array.astype(np.int64)  # an empty list says nothing of its dtype
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.size:
         bits = array.view(array.dtype.str.replace("i", "u"))  # a negative one is beyond all others
-        if bits.item(bits.argmax()) < min(vocab_size, 1 << (8 * array.itemsize - 1)):
+        if int(bits.ravel()[bits.argmax()]) < min(vocab_size, 1 << (8 * array.itemsize - 1)):
             return array
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= vocab_size:
@@ -55,7 +59,7 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
     ValueError
         If there are not two axes, no columns, or an entry is NaN or infinite.
     """
-    array = np.asarray(table)
+    array = to_numpy(table)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
@@ -88,7 +92,7 @@ def as_weights(weights: Any, n: int, name: str = "weights") -> NDArray[np.float6
     """
     if weights is None:
         return np.ones(n)
-    array = np.asarray(weights, np.float64)
+    array = np.asarray(to_numpy(weights), np.float64)
     if array.shape != (n,):
         raise ValueError(f"{name} has shape {array.shape}; for {n} rows it takes ({n},)")
     bad = ~(np.isfinite(array) & (array >= 0))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref import backend as backends
 from dpq_ref import checkpoint
 from dpq_ref.compressed import Compressed, write_atomically
 from dpq_ref.environment import environment
@@ -254,7 +255,7 @@ def _log(folder: Path, progress: Progress) -> None:
 def _save(folder: Path, model: Network, optimizer: Optimizer, progress: Progress) -> None:
     arrays = {f"model.{name}": array for name, array in model.state().items()}
     for name, state in optimizer.state.items():
-        arrays |= {f"optimizer.{name}.{i}": array for i, array in enumerate(state)}
+        arrays |= {f"optimizer.{name}.{i}": backends.to_numpy(array) for i, array in enumerate(state)}
     arrays["losses"] = np.array(progress.history.losses)
     if progress.codes is not None:
         arrays["codes"] = progress.codes.astype(np.min_scalar_type(progress.codes.max()))
@@ -277,7 +278,7 @@ def _restore(folder: Path, model: Network, optimizer: Optimizer) -> Progress:
     model.load_state({n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")})
     for name, state in optimizer.state.items():
         for i, array in enumerate(state):
-            array[...] = arrays[f"optimizer.{name}.{i}"]
+            array[...] = backends.array_module(array).asarray(arrays[f"optimizer.{name}.{i}"])
     optimizer.steps = meta["optimizer_steps"]
     for name, rng in model.generators.items():
         rng.bit_generator.state = meta["generators"][name]

@@ -44,9 +44,19 @@ class Network:
             for key, array in getattr(layer, kind, {}).items()
         }
 
-    def loss_and_gradients(self, batch: Any) -> float:
-        """Loss of a batch in training mode; fills the `grads` of the layers."""
+    def loss_and_gradients(self, batch: Any) -> Any:
+        """Loss of a batch in training mode, a scalar; fills the `grads` of the layers."""
         raise NotImplementedError
+
+    def move(self, backend: Any) -> None:
+        """Move parameters and buffers of layers that know no back end, as `Dense`, to where one has them."""
+        asarray = backends.get(backend).xp.asarray
+        for layer in self.layers.values():
+            if isinstance(layer, Network):
+                layer.move(backend)
+                continue
+            for arrays in (layer.params, getattr(layer, "buffers", {})):
+                arrays.update({name: asarray(array) for name, array in arrays.items()})
 
     @property
     def params(self) -> dict[str, Array]:  # noqa: D102
@@ -94,4 +104,4 @@ class Network:
             if shape != array.shape:
                 raise ValueError(f"state[{name!r}] has shape {shape}; it takes {array.shape}")
         for name, array in wanted.items():
-            array[...] = state[name]
+            array[...] = backends.array_module(array).asarray(state[name])

@@ -4,6 +4,7 @@ A `RowSparse` gradient touches only its rows, moments included ("lazy" Adam, as 
 paper): a word that is not in the batch does not move.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,18 @@ class Optimizer:
     ----------
     params : dict of arrays, updated in place
     learning_rate : float, may be changed between steps
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
     """
 
     initial_state: tuple[float, ...] = ()  # fill value of each array of state
 
-    def __init__(self, params: dict[str, Array], learning_rate: float, *, backend: str | None = None):
+    def __init__(self, params: dict[str, Array], learning_rate: float, *, backend: Any = None):
         self.params = params
         self.learning_rate = learning_rate
         self.kernels = backends.get(backend)
         self.steps = 0
-        self.state = {k: [np.full_like(v, fill) for fill in self.initial_state] for k, v in params.items()}
+        full_like = self.kernels.xp.full_like
+        self.state = {k: [full_like(v, fill) for fill in self.initial_state] for k, v in params.items()}
 
     def step(self, grads: dict[str, Any]) -> None:
         """Move the parameters.
@@ -88,7 +90,7 @@ class Adagrad(Optimizer):
     def _update(self, gradient: Array, parameter: Array, *state: Array) -> None:
         real, (total,) = parameter.dtype.type, state
         total += gradient * gradient
-        parameter -= real(self.learning_rate) * gradient / (np.sqrt(total) + real(1e-10))
+        parameter -= real(self.learning_rate) * gradient / (self.kernels.xp.sqrt(total) + real(1e-10))
 
 
 class Adam(Optimizer):
@@ -98,7 +100,7 @@ class Adam(Optimizer):
     ----------
     params : dict of arrays, updated in place
     learning_rate, beta1, beta2, epsilon : float
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
     """
 
     initial_state = (0.0, 0.0)
@@ -111,7 +113,7 @@ class Adam(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
-        backend: str | None = None,
+        backend: Any = None,
     ):
         super().__init__(params, learning_rate, backend=backend)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
@@ -125,22 +127,24 @@ class Adam(Optimizer):
         self._update(gradient.values, *arrays, rows=gradient.rows)
 
 
-def gradient_norms(grads: dict[str, Any]) -> dict[str, float]:
+def gradient_norms(grads: dict[str, Any], *, backend: Any = None) -> dict[str, float]:
     """Euclidean norm of the gradient of each parameter.
 
     Parameters
     ----------
     grads : dict of arrays or RowSparse
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Examples
     --------
     >>> gradient_norms({"x": np.array([3.0, 4.0]), "rows": RowSparse(np.array([1]), np.array([[2.0]]), 9)})
     {'x': 5.0, 'rows': 2.0}
     """
-    return {name: float(np.sqrt(_squared_norm(_array(g)))) for name, g in grads.items()}
+    squared_norm = backends.get(backend).squared_norm
+    return {name: math.sqrt(squared_norm(_array(g))) for name, g in grads.items()}
 
 
-def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
+def clip_global_norm(grads: dict[str, Any], clip_norm: float, *, backend: Any = None) -> Any:
     """Scale all gradients by one factor, in place, so that their norm together is at most a limit.
 
     R. Pascanu, T. Mikolov, Y. Bengio, *On the Difficulty of Training Recurrent Neural Networks*, ICML 2013.
@@ -150,11 +154,12 @@ def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
     grads : dict of arrays or RowSparse
         They stay as they are if the norm is within the limit or not finite.
     clip_norm : float above 0
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Returns
     -------
-    float
-        The norm before; not finite if and only if a gradient is not.
+    scalar
+        The norm before; not finite if and only if a gradient is not. Nobody waits for that of a device.
 
     Raises
     ------
@@ -164,29 +169,25 @@ def clip_global_norm(grads: dict[str, Any], clip_norm: float) -> float:
     Examples
     --------
     >>> grads = {"x": np.array([3.0]), "y": np.array([4.0])}
-    >>> clip_global_norm(grads, 1.0), grads
+    >>> float(clip_global_norm(grads, 1.0)), grads
     (5.0, {'x': array([0.6]), 'y': array([0.8])})
     """
     if not clip_norm > 0:
         raise ValueError(f"clip_norm={clip_norm}; it takes a number above 0")
-    arrays = [_array(g) for g in grads.values()]
-    norm = float(np.sqrt(sum(_squared_norm(array) for array in arrays)))
-    if clip_norm < norm < np.inf:
-        for array in arrays:
-            array *= array.dtype.type(clip_norm / norm)
+    kernels, arrays = backends.get(backend), [_array(g) for g in grads.values()]
+    xp = kernels.xp
+    norm = xp.sqrt(sum(kernels.squared_norm(array) for array in arrays))
+    if clip_norm < np.inf:
+        scale = xp.where(norm < np.inf, clip_norm / xp.maximum(norm, clip_norm), 1.0)[()]
+        if not (isinstance(scale, float) and scale == 1):  # of the host, where it is known
+            for array in arrays:
+                array *= scale.astype(array.dtype)
     return norm
 
 
 def _array(gradient: Any) -> Array:
     """Entries of a gradient that need not be zero."""
     return gradient.values if isinstance(gradient, RowSparse) else gradient
-
-
-def _squared_norm(array: Array) -> float:
-    """Sum of squares: each row in its own precision, and all in float64 if that overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(np.vecdot(array, array).sum(dtype=np.float64))
-    return total if np.isfinite(total) else float(np.square(array, dtype=np.float64).sum())
 
 
 def _two_axes(array: Array) -> Array:

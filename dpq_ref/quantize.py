@@ -20,7 +20,8 @@ values    task loss, only the picked rows             are the keys
 
 The rows of a batch are distinct ids; `counts[i]` tells how many tokens row i stands for, 0 for padding, which
 enters neither the batch-norm statistics nor the codebook loss. Upstream gradients arrive summed over those
-tokens. Arrays: query (b, D, s), keys and values (D or 1, K, s), codes (b, D), output (b, D*s).
+tokens. Arrays: query (b, D, s), keys and values (D or 1, K, s), codes (b, D), output (b, D*s). They are where
+the kernels are, but for the counts: these are the host's, which need not wait to know whether any is kept.
 
 Batch norm of the responses is that of the released code: one mean and one variance per code, pooled over
 batch and groups. With it the code of DPQ-VQ is not always the nearest key.
@@ -46,13 +47,13 @@ class Tape:
     codes : (b, D) int32
     query : (b, D, s_q)
     keys, values : (D or 1, K, s_q), (D or 1, K, s)
-    counts : (b,) float
+    counts : (b,) float, on the host
     additive : bool
     statistics : mean (K,) and variance (K,) of the batch, or None without batch norm or kept tokens
     temperature : float (SX)
     noise : (b, D, K) or None (SX)
     pull : (D, K, s), sum of picked keys less queries by code, each counted (VQ)
-    loss : float, the codebook loss with its weights (VQ)
+    loss : scalar, the codebook loss with its weights (VQ)
     codebook_weight, commitment_weight : float (VQ)
     """
 
@@ -66,7 +67,7 @@ class Tape:
     temperature: float = 1.0
     noise: Array | None = None
     pull: Any = None
-    loss: float = 0.0
+    loss: Any = 0.0
     codebook_weight: float = 1.0
     commitment_weight: float = 0.0
 
@@ -106,7 +107,7 @@ def compose_backward(d_output: Array, n_groups: int, additive: bool) -> Array:
     """Gradient of the picked values: the slice of each group, or an equal share when additive, (b, D, s)."""
     if additive:
         share = d_output[:, None, :] / d_output.dtype.type(n_groups)
-        return np.repeat(share, n_groups, axis=1)
+        return share.repeat(n_groups, axis=1)
     b, dim = d_output.shape
     return d_output.reshape(b, n_groups, dim // n_groups)
 
@@ -131,7 +132,7 @@ def sx_forward(
     query : (b, D, s_q)
     keys : (D or 1, K, s_q)
     values : (D or 1, K, s)
-    counts : (b,) float
+    counts : (b,) float, on the host
     batch_norm : bool
     temperature : float
     additive : bool
@@ -144,7 +145,8 @@ def sx_forward(
     tape : Tape
     """
     # Without one kept token there are no statistics.
-    statistics = kernels.sx_statistics(query, keys, counts) if batch_norm and counts.any() else None
+    there = kernels.xp.asarray(counts)
+    statistics = kernels.sx_statistics(query, keys, there) if batch_norm and counts.any() else None
     codes = kernels.sx_codes(query, keys, statistics, EPSILON, noise)
     tape = Tape(
         codes,
@@ -182,7 +184,7 @@ def sx_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array
         tape.query,
         tape.keys,
         tape.values,
-        tape.counts,
+        kernels.xp.asarray(tape.counts),
         tape.statistics,
         EPSILON,
         tape.temperature,
@@ -212,7 +214,7 @@ def vq_forward(
     kernels : kernel set
     query : (b, D, s)
     keys : (D or 1, K, s)
-    counts : (b,) float
+    counts : (b,) float, on the host
     batch_norm, additive : bool
     codebook_weight, commitment_weight : float
         alpha and beta.
@@ -222,9 +224,10 @@ def vq_forward(
     output : (b, D*s), additive (b, s)
     tape : Tape
     """
-    statistics = kernels.vq_statistics(query, keys, counts) if batch_norm and counts.any() else None
+    there = kernels.xp.asarray(counts)
+    statistics = kernels.vq_statistics(query, keys, there) if batch_norm and counts.any() else None
     codes = codes_of(kernels, "vq", query, keys, statistics)
-    total, pull = kernels.codebook_errors(query, keys, codes, counts)
+    total, pull = kernels.codebook_errors(query, keys, codes, there)
     tape = Tape(
         codes,
         query,
@@ -234,7 +237,7 @@ def vq_forward(
         additive,
         statistics=statistics,
         pull=pull,
-        loss=(codebook_weight + commitment_weight) * float(total) / entries(query, counts),
+        loss=(codebook_weight + commitment_weight) * total.astype(float) / entries(query, counts),
         codebook_weight=codebook_weight,
         commitment_weight=commitment_weight,
     )
@@ -260,7 +263,8 @@ def vq_backward(kernels: Any, d_output: Array, tape: Tape) -> tuple[Array, Array
     d_query = compose_backward(d_output, tape.codes.shape[1], tape.additive)
     if tape.commitment_weight:
         residual = kernels.decode(tape.codes, tape.keys) - tape.query
-        d_query = d_query - real(tape.commitment_weight * of_mean) * tape.counts[:, None, None] * residual
+        counts = kernels.xp.asarray(tape.counts)[:, None, None]
+        d_query = d_query - real(tape.commitment_weight * of_mean) * counts * residual
     return d_query, real(tape.codebook_weight * of_mean) * tie(tape.pull, tape.keys)
 
 

@@ -4,8 +4,11 @@ A file is plain safetensors: named arrays, and the configuration as JSON in the 
 a SHA-256 over configuration and arrays. Bits are those of the arrays as stored; codes are packed at
 ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes and a header. The words of the rows may stand beside;
 they are the same whatever the method, and no bits of the table.
+
+A table is made on the host, and files come from there. `on` gives the same one on a device, for its look-ups.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -19,6 +22,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from dpq_ref import backend as backends
 from dpq_ref import checks
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
@@ -53,9 +57,11 @@ class Compressed(ABC):
     """
 
     kind: ClassVar[str]
+    read: ClassVar[tuple[str, ...]]  # attributes that look-ups read: arrays, tables, lists of them, None
     vocab_size: int
     dim: int
     dtype: np.dtype
+    _backend: Any = None
     _vocabulary: list[str] | None = None
     _stored_words: tuple[np.ndarray, np.ndarray] | None = None  # of a file, until they are asked for
 
@@ -74,6 +80,36 @@ class Compressed(ABC):
     def from_stored(cls, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Self:
         """Table of its `arrays` and `config`."""
         return cls(**arrays, **config)
+
+    @property
+    def kernels(self) -> Any:
+        """Kernel set of the look-ups."""
+        return backends.get(self._backend)
+
+    def on(self, backend: Any) -> Self:
+        """Give the same table with what look-ups read where a back end has its arrays.
+
+        Parameters
+        ----------
+        backend : {"numba", "numpy", "cupy"} or kernel set
+
+        Returns
+        -------
+        Compressed
+            Its `lookup`, `reconstruct` and `scores` take arrays of the host and of the device, and return
+            those of the device. All else is as before.
+
+        Examples
+        --------
+        >>> from dpq_ref.compressed import DenseTable
+        >>> DenseTable(np.eye(2)).on("numpy").lookup([1])
+        array([[0., 1.]])
+        """
+        table = copy.copy(self)
+        table._backend = backends.get(backend)
+        for name in self.read:
+            setattr(table, name, _moved(getattr(self, name), table._backend))
+        return table
 
     @abstractmethod
     def bits(self) -> dict[str, int]:
@@ -107,23 +143,27 @@ class Compressed(ABC):
         Parameters
         ----------
         ids : (...,) integers in [0, vocab_size)
+            Of a device only if the table is on it.
         out : (..., dim) of the table's dtype in C order, optional
             Where they go. A large array made anew may cost more than the rows in it.
 
         Returns
         -------
-        (..., dim)
+        (..., dim), where the table is
 
         Raises
         ------
         TypeError, IndexError, ValueError
             If ids are not integers, or out of range, or if `out` does not fit.
         """
-        ids = checks.as_ids(ids, self.vocab_size)
+        if backends.on_device(ids) and self.kernels.xp is np:
+            raise TypeError("ids are on a device, and the table is not: table.on('cupy') is")
+        ids = self.kernels.xp.asarray(checks.as_ids(ids, self.vocab_size))
         shape = (*ids.shape, self.dim)
         if out is None:
             return self._rows(ids.ravel()).reshape(shape)
-        if out.shape != shape or out.dtype != self.dtype or not out.flags.carray:
+        whole = out.flags.c_contiguous if backends.on_device(out) else out.flags.carray
+        if out.shape != shape or out.dtype != self.dtype or not whole:
             got = f"{out.dtype} {out.shape}, strides {out.strides}"
             raise ValueError(f"out must be {self.dtype} {shape} in C order and writeable, got {got}")
         self._rows_into(ids.ravel(), out.reshape(ids.size, self.dim))
@@ -131,7 +171,7 @@ class Compressed(ABC):
 
     def reconstruct(self) -> Array:
         """Whole table, (vocab_size, dim)."""
-        table = np.empty((self.vocab_size, self.dim), self.dtype)
+        table = self.kernels.xp.empty((self.vocab_size, self.dim), self.dtype)
         for ids in self._blocks():
             table[ids] = self._rows(ids)
         return table
@@ -152,13 +192,13 @@ class Compressed(ABC):
         ValueError
             If the queries are not as wide as the table.
         """
-        queries = np.asarray(queries, self.dtype)
+        queries = self.kernels.xp.asarray(queries, self.dtype)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries must have shape (b, {self.dim}), got {queries.shape}")
         return self._scores(queries)
 
     def _scores(self, queries: Array) -> Array:
-        scores = np.empty((len(queries), self.vocab_size), self.dtype)
+        scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
         for ids in self._blocks():
             scores[:, ids] = queries @ self._rows(ids).T
         return scores
@@ -167,7 +207,7 @@ class Compressed(ABC):
         """Ids of rows, as many at a time as fit."""
         step = max(1, BLOCK // self._entries_per_row)
         for start in range(0, self.vocab_size, step):
-            yield np.arange(start, min(start + step, self.vocab_size))
+            yield self.kernels.xp.arange(start, min(start + step, self.vocab_size))
 
     @property
     def _entries_per_row(self) -> int:
@@ -202,11 +242,10 @@ class Compressed(ABC):
 
     @cached_property
     def _norms(self) -> Array:
-        """Lengths of all rows, (vocab_size,)."""
-        norms = np.empty(self.vocab_size, self.dtype)
-        for ids in self._blocks():
-            norms[ids] = np.linalg.norm(self._rows(ids), axis=1)
-        return norms
+        """Lengths of all rows, (vocab_size,), on the host."""
+        rows = (backends.to_numpy(self._rows(ids)) for ids in self._blocks())
+        norms = (np.linalg.norm(block, axis=1) for block in rows)
+        return np.concatenate([np.empty(0, self.dtype), *norms])
 
     def id_of(self, word: str) -> int:
         """Row of a word.
@@ -251,8 +290,8 @@ class Compressed(ABC):
             If the word is not known, or the vector not as wide as the table.
         """
         own = self.id_of(query) if isinstance(query, str) else None
-        vector = self.lookup(own) if own is not None else np.asarray(query, self.dtype)
-        scores = self.scores(vector[None])[0]
+        vector = self.lookup(own) if own is not None else np.asarray(backends.to_numpy(query), self.dtype)
+        vector, scores = map(backends.to_numpy, (vector, self.scores(vector[None])[0]))
         lengths = self._norms * np.linalg.norm(vector)
         cosines = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
         if own is not None:
@@ -375,8 +414,20 @@ def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:
-    """Array in C order and little-endian, as it is written; a view if it is that already."""
+    """Array on the host, in C order and little-endian, as it is written; a view if it is that already."""
+    array = backends.to_numpy(array) if backends.on_device(array) else array  # a mapped one stays that
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _moved(value: Any, kernels: Any) -> Any:
+    """Move what look-ups read to where a kernel set has its arrays."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if isinstance(value, list):
+        return [_moved(part, kernels) for part in value]
+    return (
+        value.on(kernels) if isinstance(value, Compressed) else kernels.xp.asarray(backends.to_numpy(value))
+    )
 
 
 def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:

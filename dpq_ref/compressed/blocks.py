@@ -46,6 +46,7 @@ class BlockTable(Compressed):
     """
 
     kind = "blocks"
+    read = ("factors", "block_of_word", "_index", "_rights")
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class BlockTable(Compressed):
 
         A dense block has its rows (n_p, dim) and None.
         """
-        return self._left(p, np.arange(self.counts[p])), self._rights[p]
+        return self._left(p, self.kernels.xp.arange(self.counts[p])), self._rights[p]
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
         arrays = {"factors": self.factors, "blocks": self.packed, "scales": self.scales}
@@ -196,15 +197,15 @@ class BlockTable(Compressed):
     def _decoded(self, p: int, side: int, positions: Integers) -> Array:
         """Numbers that codes of a factor, left 0 or right 1, stand for."""
         assert self.n_bits is not None and self.scales is not None
-        codes = backend.get().unpack_codes(self.factors, self.n_bits, positions.ravel(), 1)
+        codes = self.kernels.unpack_codes(self.factors, self.n_bits, positions.ravel(), 1)
         levels = uniform_levels(self.n_bits) * np.float64(self.scales[p, side])
-        return levels.astype(np.float32)[codes].reshape(positions.shape)
+        return self.kernels.xp.asarray(levels.astype(np.float32))[codes].reshape(positions.shape)
 
     def _left(self, p: int, index: Integers) -> Array:
         rank, start, stop = self.ranks[p], self._starts[2 * p], self._starts[2 * p + 1]
         if self.n_bits is None:
             return self.factors[start:stop].reshape(-1, rank)[index]
-        return self._decoded(p, 0, start + index[:, None] * rank + np.arange(rank))
+        return self._decoded(p, 0, start + index[:, None] * rank + self.kernels.xp.arange(rank))
 
     def _right(self, p: int) -> Array | None:
         start, stop = self._starts[2 * p + 1 : 2 * p + 3]
@@ -220,19 +221,20 @@ class BlockTable(Compressed):
         return [self._right(p) for p in range(len(self.ranks))]
 
     def _scores(self, queries: Array) -> Array:
-        scores = np.empty((len(queries), self.vocab_size), self.dtype)
+        scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
         for p in range(len(self.ranks)):
             left, right = self.block(p)
             scores[:, self.block_of_word == p] = (queries if right is None else queries @ right.T) @ left.T
         return scores
 
     def _rows(self, ids: Integers) -> Array:
-        rows = np.empty((len(ids), self.dim), self.dtype)
+        xp = self.kernels.xp
+        rows = xp.empty((len(ids), self.dim), self.dtype)
         block_of = self.block_of_word[ids]
-        for p in np.unique(block_of):
-            mine = np.flatnonzero(block_of == p)
+        for p in backend.to_numpy(xp.unique(block_of)):
+            mine = xp.flatnonzero(block_of == p)
             left, right = self._left(p, self._index[ids[mine]]), self._rights[p]
-            rows[mine] = left if right is None else backend.get().combine(left, right)
+            rows[mine] = left if right is None else self.kernels.combine(left, right)
         return rows
 
 

@@ -26,6 +26,7 @@ class DenseTable(Compressed):
     """
 
     kind = "dense"
+    read = ("values",)
 
     def __init__(self, values: NDArray):
         self.values = as_stored(values)

@@ -5,7 +5,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from dpq_ref import backend
 from dpq_ref.compressed.base import KINDS, Compressed, as_stored
 from dpq_ref.compressed.dense import DenseTable
 from dpq_ref.kernels.reference import Array, Integers
@@ -32,6 +31,7 @@ class FactoredTable(Compressed):
     """
 
     kind = "factored"
+    read = ("left", "right", "offset", "bound", "_basis")
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class FactoredTable(Compressed):
         return self.right.reconstruct()
 
     def _rows(self, ids: Integers) -> Array:
-        rows = backend.get().combine(self.left._rows(ids), self._basis)
+        rows = self.kernels.combine(self.left._rows(ids), self._basis)
         if self.offset is not None:
             rows += self.offset
-        return rows if self.bound is None else np.clip(rows, -self.bound, self.bound, out=rows)
+        return rows if self.bound is None else self.kernels.xp.clip(rows, -self.bound, self.bound, out=rows)

@@ -35,6 +35,7 @@ class ProductTable(Compressed):
     """
 
     kind = "product"
+    read = ("packed", "_books", "_columns")
 
     def __init__(
         self,
@@ -62,11 +63,12 @@ class ProductTable(Compressed):
                 f"codes {codes.dtype} {codes.shape} and values {values.shape} do not make "
                 f"{vocab_size} rows of {n_groups} groups"
             )
-        self._ragged = None if values.ndim == 3 else group_columns(self.dim, n_groups)
-        self._books = self.values
-        if self._ragged is not None:
-            books = np.zeros((self.n_codes, *self._ragged.shape), self.dtype)
-            books[:, self._ragged] = self.values
+        self._books, self._columns = self.values, None
+        if values.ndim == 2:
+            ragged = group_columns(self.dim, n_groups)
+            self._columns = np.flatnonzero(ragged)
+            books = np.zeros((self.n_codes, *ragged.shape), self.dtype)
+            books[:, ragged] = self.values
             self._books = np.ascontiguousarray(books.swapaxes(0, 1))
 
     @classmethod
@@ -85,13 +87,14 @@ class ProductTable(Compressed):
             If codes are not integers, not in [0, K), or do not fit the values.
         """
         n_codes, n_bits = _codes_and_bits(values)
-        packed = backend.get().pack_codes(checks.as_ids(codes, n_codes, "codes"), n_bits)
+        codes = backend.to_numpy(checks.as_ids(codes, n_codes, "codes"))
+        packed = backend.get().pack_codes(codes, n_bits)
         return cls(packed, values, vocab_size=codes.shape[0], n_groups=codes.shape[1], additive=additive)
 
     @property
     def codes(self) -> Integers:
-        """Unpacked codes, (vocab_size, D) int32."""
-        return self._codes(np.arange(self.vocab_size))
+        """Unpacked codes, (vocab_size, D) int32, on the host."""
+        return backend.to_numpy(self._codes(self.kernels.xp.arange(self.vocab_size)))
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
         return {"codes": self.packed, "values": self.values}
@@ -118,24 +121,24 @@ class ProductTable(Compressed):
         return self.dim * (self.n_groups if self.additive else 1)
 
     def _codes(self, ids: Integers) -> Integers:
-        return backend.get().unpack_codes(self.packed, self.n_bits, ids, self.n_groups)
+        return self.kernels.unpack_codes(self.packed, self.n_bits, ids, self.n_groups)
 
     def _rows(self, ids: Integers) -> Array:
         if self.additive:
             from dpq_ref.quantize import compose
 
-            return compose(backend.get(), self._codes(ids), self._books, additive=True)
+            return compose(self.kernels, self._codes(ids), self._books, additive=True)
         rows = self._decode(ids)
-        return rows if self._ragged is None else rows[:, self._ragged.ravel()]
+        return rows if self._columns is None else rows[:, self._columns]
 
     def _rows_into(self, ids: Integers, out: Array) -> None:
-        if self.additive or self._ragged is not None:
+        if self.additive or self._columns is not None:
             super()._rows_into(ids, out)
         else:
             self._decode(ids, out)
 
     def _decode(self, ids: Integers, out: Array | None = None) -> Array:
-        return backend.get().decode_packed(self.packed, self.n_bits, ids, self.n_groups, self._books, out)
+        return self.kernels.decode_packed(self.packed, self.n_bits, ids, self.n_groups, self._books, out)
 
 
 def group_columns(dim: int, n_groups: int) -> NDArray[np.bool_]:

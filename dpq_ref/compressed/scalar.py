@@ -39,6 +39,7 @@ class ScalarTable(Compressed):
     """
 
     kind = "scalar"
+    read = ("packed", "scales", "_levels")
     dtype = np.dtype(np.float32)
 
     def __init__(
@@ -84,15 +85,15 @@ class ScalarTable(Compressed):
         TypeError, IndexError, ValueError
             If codes are not integers, or a number is out of its range.
         """
-        codes = checks.as_ids(codes, 1 << _number_of_bits(n_bits), "codes")
+        codes = backend.to_numpy(checks.as_ids(codes, 1 << _number_of_bits(n_bits), "codes"))
         packed = backend.get().pack_codes(codes, n_bits)
         n, dim = codes.shape
         return cls(packed, scales, levels, vocab_size=n, dim=dim, n_bits=n_bits)
 
     @property
     def codes(self) -> Integers:
-        """Unpacked codes, (vocab_size, dim) int32."""
-        return self._codes(np.arange(self.vocab_size))
+        """Unpacked codes, (vocab_size, dim) int32, on the host."""
+        return backend.to_numpy(self._codes(self.kernels.xp.arange(self.vocab_size)))
 
     def hamming(self, ids: Any, others: Any = None) -> NDArray[np.int32]:
         """In how many columns the signs of rows differ; the cosine of their signs is 1 - 2 hamming / dim.
@@ -113,9 +114,8 @@ class ScalarTable(Compressed):
             If an entry has more than one bit.
         """
         self._check_signs("hamming")
-        ids = checks.as_ids(ids, self.vocab_size)
-        rows = self._words if others is None else self._words[checks.as_ids(others, self.vocab_size)]
-        return backend.get().hamming(self._words[ids], rows)
+        rows = self._words if others is None else self._words[self._ids_of(others)]
+        return backend.get().hamming(self._words[self._ids_of(ids)], rows)
 
     def nearest(self, ids: Any, k: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Rows of the table that differ in the fewest columns from some of its rows, themselves among them.
@@ -138,8 +138,11 @@ class ScalarTable(Compressed):
         self._check_signs("nearest")
         if checks.positive("k", k) > self.vocab_size:
             raise ValueError(f"k={k}; a table of {self.vocab_size} rows takes at most that")
-        words = self._words[checks.as_ids(ids, self.vocab_size)]
+        words = self._words[self._ids_of(ids)]
         return backend.get().hamming_nearest(words, self._words, k)
+
+    def _ids_of(self, ids: Any) -> Integers:
+        return backend.to_numpy(checks.as_ids(ids, self.vocab_size))
 
     def _check_signs(self, name: str) -> None:
         if self.n_bits != 1:
@@ -152,7 +155,7 @@ class ScalarTable(Compressed):
         step = max(1, BLOCK // self.dim)
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
-            words[start:stop] = as_words(self._codes(np.arange(start, stop)))
+            words[start:stop] = as_words(backend.to_numpy(self._codes(self.kernels.xp.arange(start, stop))))
         return words
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
@@ -183,19 +186,24 @@ class ScalarTable(Compressed):
         return self.scales is None or self.scales.size == 1
 
     def _codes(self, ids: Integers) -> Integers:
-        return backend.get().unpack_codes(self.packed, self.n_bits, ids, self.dim)
+        return self.kernels.unpack_codes(self.packed, self.n_bits, ids, self.dim)
 
-    def _rows(self, ids: Integers) -> Array:
+    @cached_property
+    def _levels(self) -> Array:
+        """Levels, (2**b,): times the scale in float32, if there is but one; else in float64."""
         # In float64 and rounded once: the outermost levels are the scale itself.
         levels = uniform_levels(self.n_bits) if self.levels is None else self.levels.astype(np.float64)
         if self.scales is None or self._one_scale:
             levels = levels * (1.0 if self.scales is None else np.float64(self.scales.item()))
-            return self._levels_of(ids, levels.astype(np.float32))
-        scales = self.scales if len(self.scales) == 1 else self.scales[ids]
-        return (self._levels_of(ids, levels) * scales).astype(np.float32)
+            return levels.astype(np.float32)
+        return levels
 
-    def _levels_of(self, ids: Integers, levels: Array) -> Array:
-        return backend.get().unpack_levels(self.packed, self.n_bits, levels, ids, self.dim)
+    def _rows(self, ids: Integers) -> Array:
+        rows = self.kernels.unpack_levels(self.packed, self.n_bits, self._levels, ids, self.dim)
+        if self.scales is None or self._one_scale:
+            return rows
+        scales = self.scales if len(self.scales) == 1 else self.scales[ids]
+        return (rows * scales).astype(np.float32)
 
 
 def uniform_levels(n_bits: int) -> NDArray[np.float64]:

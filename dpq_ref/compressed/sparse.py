@@ -46,6 +46,7 @@ class SparseTable(Compressed):
     """
 
     kind = "sparse"
+    read = ("_columns", "_numbers")
     dtype = np.dtype(np.float32)
 
     def __init__(
@@ -220,11 +221,12 @@ class SparseTable(Compressed):
         return backend.get().unpack_codes(self._arrays[name], n_bits, np.arange(n), 1)[:, 0]
 
     def _rows(self, ids: Integers) -> Array:
+        ids, xp = backend.to_numpy(ids), self.kernels.xp  # which entries a row has, the host knows
         starts = self._starts[ids]
         counts = self._starts[ids + 1] - starts
         row = np.repeat(np.arange(len(ids)), counts)
         entry = np.arange(len(row)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        rows = np.zeros((len(ids), self.dim), np.float32)
+        rows, row, entry = xp.zeros((len(ids), self.dim), np.float32), xp.asarray(row), xp.asarray(entry)
         rows[row, self._columns[entry]] = self._numbers[entry]
         return rows
 

@@ -39,6 +39,7 @@ from dpq_ref.kernels.reference import (
     dot_responses_backward,
     euclidean_responses,
     scalar_like,
+    squared_norm,
     xp,
 )
 from dpq_ref.kernels.tiles import sx_backward, sx_codes, sx_statistics, vq_codes, vq_statistics
@@ -73,6 +74,7 @@ __all__ = [
     "scalar_like",
     "sides",
     "sign_products",
+    "squared_norm",
     "sx_backward",
     "sx_codes",
     "sx_statistics",

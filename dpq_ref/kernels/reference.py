@@ -1122,6 +1122,22 @@ def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], 
     return scatter_add(ids[mask], np.repeat(share, length, axis=0), n_rows)
 
 
+def squared_norm(array: Array) -> np.float64:
+    """Sum of squares: each row in its own precision, and all in float64 if that overflows.
+
+    Parameters
+    ----------
+    array : (..., w)
+
+    Returns
+    -------
+    scalar
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.vecdot(array, array).sum(dtype=np.float64)
+    return total if np.isfinite(total) else np.square(array, dtype=np.float64).sum()
+
+
 def adam(
     parameter: Array,
     gradient: Array,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import checks
+from dpq_ref.backend import array_module
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers.initial import glorot
 
@@ -53,18 +54,22 @@ def masked_softmax(scores: Array, mask: Mask) -> Array:
     scores : (..., u)
     mask : bool, broadcast against scores
     """
-    scores = np.where(mask, scores, -np.inf)
-    top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
-    scores -= np.where(top == -np.inf, 0, top)
-    weights = np.exp(scores, out=scores)
+    xp = array_module(scores)
+    scores = xp.where(mask, scores, -np.inf)
+    if not scores.shape[-1]:
+        return scores
+    top = scores.max(axis=-1, keepdims=True)
+    scores -= xp.where(top == -np.inf, 0, top)
+    weights = xp.exp(scores, out=scores)
     total = weights.sum(axis=-1, keepdims=True)
-    weights /= np.where(total == 0, 1, total)
+    weights /= xp.where(total == 0, 1, total)
     return weights
 
 
 def masked_softmax_backward(d_weights: Array, weights: Array) -> Array:
     """Gradient of the scores, w (d_w - <d_w, w>): 0 wherever the weight is."""
-    return weights * (d_weights - np.vecdot(d_weights, weights)[..., None])
+    expected = d_weights[..., None, :] @ weights[..., None]
+    return weights * (d_weights - expected[..., 0])
 
 
 def _rows(x: Array) -> Array:
@@ -155,7 +160,8 @@ class LuongAttention:
         TypeError, IndexError, ValueError
             If lengths do not fit.
         """
-        self._mask = length_mask(lengths, *memory.shape[:2])[:, None]
+        mask = length_mask(lengths, *memory.shape[:2])
+        self._mask = array_module(memory).asarray(mask)[:, None]
         self._memory, self._keys = memory, _map(memory, self.params["memory"])
         self._steps, self._steps_back = [], []
 
@@ -172,7 +178,8 @@ class LuongAttention:
                 f"backward_memory() comes last; {len(self._steps)} forwards wait for backward()"
             )
         # One product over all steps, where adding up step by step would write (b, u, m) numbers t times.
-        joined = (np.concatenate(arrays, axis=1) for arrays in zip(*self._steps_back, strict=True))
+        xp = array_module(self._memory)
+        joined = (xp.concatenate(arrays, axis=1) for arrays in zip(*self._steps_back, strict=True))
         both, dots, weights, d_sum, d_context, d_scores = joined
         memory, query = self._memory, both[..., self._memory.shape[2] :]
         d_keys = d_scores.swapaxes(1, 2) @ query
@@ -180,17 +187,18 @@ class LuongAttention:
             d_keys *= self.params["scale"]
         self.grads = {"memory": _rows(memory).T @ _rows(d_keys), "output": _rows(both).T @ _rows(d_sum)}
         if "scale" in self.params:
-            self.grads["scale"] = np.vdot(d_scores, dots).reshape(1)
+            self.grads["scale"] = xp.vdot(d_scores, dots).reshape(1)
         return weights.swapaxes(1, 2) @ d_context + _map(d_keys, self.params["memory"].T)
 
     def forward(self, query: Array, train: bool = True) -> Array:
         """Attend to the memory, (b, t, h) -> (b, t, h); for a decoder step t = 1."""
         dots = query @ self._keys.swapaxes(1, 2)
         weights = masked_softmax(dots * self.params.get("scale", 1), self._mask)
-        both = np.concatenate([weights @ self._memory, query], axis=2)
+        xp = array_module(query)
+        both = xp.concatenate([weights @ self._memory, query], axis=2)
         output = _map(both, self.params["output"])
         if self.tanh:
-            np.tanh(output, out=output)
+            xp.tanh(output, out=output)
         if train:
             self._steps.append((both, dots, weights, output))
         return output
@@ -208,7 +216,7 @@ class LuongAttention:
         both, dots, weights, output = self._steps.pop()
         d_sum = d_output * (1 - output * output) if self.tanh else d_output
         d_both = _map(d_sum, self.params["output"].T)
-        d_context, d_query = np.split(d_both, [self._memory.shape[2]], axis=2)
+        d_context, d_query = array_module(d_both).split(d_both, [self._memory.shape[2]], axis=2)
         d_scores = masked_softmax_backward(d_context @ self._memory.swapaxes(1, 2), weights)
         self._steps_back.append((both, dots, weights, d_sum, d_context, d_scores))
         return d_query + (d_scores * self.params.get("scale", 1)) @ self._keys
@@ -227,10 +235,12 @@ class KeysValues(NamedTuple):
 
     def append(self, more: "KeysValues") -> "KeysValues":
         """Add places behind the others."""
-        return KeysValues(*(np.concatenate(pair, axis=2) for pair in zip(self, more, strict=True)))
+        concatenate = array_module(self.keys).concatenate
+        return KeysValues(*(concatenate(pair, axis=2) for pair in zip(self, more, strict=True)))
 
     def select(self, rows: Integers) -> "KeysValues":
         """Take sequences of the batch, repeated or in another order, as a beam search wants them."""
+        rows = array_module(self.keys).asarray(rows)
         return KeysValues(self.keys[rows], self.values[rows])
 
 
@@ -311,7 +321,8 @@ class MultiHeadAttention:
         """Broadcasts to (b, n_heads, t, u)."""
         b, _, u, _ = cache.keys.shape
         kept = length_mask(np.full(b, u) if lengths is None else lengths, b, u)[:, None, None]
-        return kept & np.tri(query.shape[1], u, dtype=bool) if causal else kept
+        kept = kept & np.tri(query.shape[1], u, dtype=bool) if causal else kept
+        return array_module(query).asarray(kept)
 
     def _attend(self, query: Array, cache: KeysValues, mask: Mask) -> tuple[Array, tuple[Array, ...]]:
         q = self._split(_map(query, self.params["query"]) * self.scale)

@@ -30,6 +30,8 @@ def initial(
     ValueError
         If `init` is none of these, or a table whose rows do not make the queries.
     """
+    if backends.on_device(init):
+        init = backends.to_numpy(init)
     if isinstance(init, str) and init != "glorot":
         raise ValueError(f"init={init!r}; it takes 'glorot', a number or a table")
     if np.ndim(init) == 0 and not isinstance(init, str):
@@ -100,12 +102,13 @@ class Upkeep:
     def update(self, tape: quantize.Tape) -> None:
         """Move the keys after a batch."""
         K = self.keys.shape[1]
-        usage = quantize.tie(self.kernels.count_codes(tape.codes, tape.counts, K), self.keys)
+        counts = self.kernels.xp.asarray(tape.counts)
+        usage = quantize.tie(self.kernels.count_codes(tape.codes, counts, K), self.keys)
         if self.ema_decay is not None:
-            weighted = tape.counts[:, None, None] * tape.query
+            weighted = counts[:, None, None] * tape.query
             sums = quantize.tie(self.kernels.sum_by_code(tape.codes, weighted, K), self.keys)
             self._follow(usage, sums, self.ema_decay)
-        if self.restart_after is not None and usage.any():  # padding alone says nothing about any key
+        if self.restart_after is not None and tape.counts.any():  # padding alone says nothing about any key
             self._restart(usage, tape, self.restart_after)
 
     def _follow(self, usage: Array, sums: Array, decay: float) -> None:
@@ -113,12 +116,13 @@ class Upkeep:
         self.counts = kept * self.counts + new * usage
         self.sums = kept * self.sums + new * sums
         # The quotient of a key that was not picked stays as it is; after many such batches it would be 0 / 0.
-        picked = usage > 0
-        self.keys[picked] = self.sums[picked] / self.counts[picked][:, None]
+        where = self.kernels.xp.where
+        picked = (usage > 0)[..., None]
+        self.keys[...] = where(picked, self.sums / where(picked, self.counts[..., None], new), self.keys)
 
     def _restart(self, usage: Array, tape: quantize.Tape, after: int) -> None:
-        self.idle = np.where(usage > 0, 0, self.idle + 1)
-        kept = np.flatnonzero(backends.to_numpy(tape.counts))
+        self.idle = self.kernels.xp.where(usage > 0, 0, self.idle + 1)
+        kept = np.flatnonzero(tape.counts)
         for book, code in zip(*np.nonzero(backends.to_numpy(self.idle) >= after), strict=True):
             group = self.rng.integers(tape.query.shape[1]) if len(self.keys) == 1 else book
             self.keys[book, code] = tape.query[self.rng.choice(kept), group]

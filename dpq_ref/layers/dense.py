@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref.backend import array_module
 from dpq_ref.kernels.reference import Array
 from dpq_ref.layers.initial import glorot
 
@@ -49,7 +50,7 @@ class Relu:
     def forward(self, x: Array, train: bool = True) -> Array:
         """Keep what is positive."""
         self._positive = x > 0
-        return np.maximum(x, 0)
+        return array_module(x).maximum(x, 0)
 
     def backward(self, d_output: Array) -> Array:
         """Pass the gradient where the input was positive."""

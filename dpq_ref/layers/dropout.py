@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dpq_ref.backend import array_module
 from dpq_ref.kernels.reference import Array
 
 
@@ -37,7 +38,7 @@ class Dropout:
             self._mask = None
             return x
         kept = self.rng.random(x.shape, np.float32) < self.keep
-        self._mask = kept * x.dtype.type(1 / self.keep)
+        self._mask = array_module(x).asarray(kept) * x.dtype.type(1 / self.keep)
         return x * self._mask
 
     def backward(self, d_output: Array) -> Array:

@@ -3,6 +3,9 @@
 Both have the same head `(vocab_size, dim, ...)`, `forward(ids, train)`, `backward(d_output)`, and arrays by
 name in `params` and `grads`. A batch works on its distinct ids: a word that comes a hundred times costs as
 much as one that comes once.
+
+Ids are numbers of the host, where they are checked and the distinct ones found: on a device somebody would
+have to wait for how many there are. What is computed with them is where the kernels are.
 """
 
 from collections.abc import Iterable
@@ -47,7 +50,8 @@ class RowSparse:
 
     def to_dense(self) -> Array:
         """Whole gradient, (n_rows, w)."""
-        dense = np.zeros_like(self.values, shape=(self.n_rows, self.values.shape[1]))
+        shape = (self.n_rows, self.values.shape[1])
+        dense = backends.array_module(self.values).zeros(shape, self.values.dtype)
         dense[self.rows] = self.values
         return dense
 
@@ -65,7 +69,7 @@ class TableLayer:
     vocab_size, dim : int
     padding_id : int or None
     dtype : float32 or float64
-    backend : {"numba", "numpy"} or None
+    backend : {"numba", "numpy", "cupy"} or None
 
     Attributes
     ----------
@@ -85,23 +89,30 @@ class TableLayer:
         self.grads: dict[str, Any] = {}
         self._batch: Any = None
 
+    def _ids(self, ids: Any) -> Integers:
+        """Ids on the host, checked."""
+        return backends.to_numpy(checks.as_ids(ids, self.vocab_size))
+
     def _distinct(self, ids: Any) -> tuple[Any, Any, Any]:
-        ids = checks.as_ids(ids, self.vocab_size)
-        rows, inverse, counts = self.kernels.distinct(ids.ravel())
+        """Distinct rows, where each id is among them (of its shape), how often each comes; on the host."""
+        ids = self._ids(ids)
+        rows, inverse, counts = backends.on_host(self.kernels).distinct(ids.ravel())
         return rows, inverse.reshape(ids.shape), counts
 
     def _spread(self, output: Array, inverse: Integers, mask: Any) -> Array:
+        inverse = self.kernels.xp.asarray(inverse)
         if mask is not None:
-            return self.kernels.mean_pool(output, inverse, mask)
+            return self.kernels.mean_pool(output, inverse, self.kernels.xp.asarray(mask))
         return self.kernels.gather(output, inverse.ravel()).reshape(*inverse.shape, self.dim)
 
     def _collect(self, d_output: Any, inverse: Integers, mask: Any, n_rows: int) -> Array:
         shape = (*(inverse.shape if mask is None else inverse.shape[:1]), self.dim)
-        d_output = self.kernels.xp.asarray(d_output, self.dtype)
+        xp = self.kernels.xp
+        d_output, inverse = xp.asarray(d_output, self.dtype), xp.asarray(inverse)
         if d_output.shape != shape:
             raise ValueError(f"d_output must have the output's shape {shape}, got {d_output.shape}")
         if mask is not None:
-            return self.kernels.mean_pool_backward(d_output, inverse, mask, n_rows)
+            return self.kernels.mean_pool_backward(d_output, inverse, xp.asarray(mask), n_rows)
         return self.kernels.scatter_add(inverse.ravel(), d_output.reshape(inverse.size, self.dim), n_rows)
 
     def _last_batch(self) -> Any:
@@ -120,7 +131,7 @@ class FullEmbedding(TableLayer):
         Accepted so that the layers are interchangeable; a row like any other here.
     rng : int or numpy.random.Generator
     dtype : float32 or float64
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy", "cupy"}, optional
     init : "glorot", float, or (vocab_size, dim) array
         Glorot uniform; uniform in (-init, init); or the table to start from.
 
@@ -171,7 +182,7 @@ class FullEmbedding(TableLayer):
         TypeError, IndexError
             If ids are not integers, or out of range.
         """
-        ids = checks.as_ids(ids, self.vocab_size)
+        ids = self._ids(ids)
         self._batch = (ids.copy(), mask) if train else None  # the caller may write to its own
         return self._spread(self.params["table"], ids, mask)
 
@@ -180,7 +191,7 @@ class FullEmbedding(TableLayer):
         ids, mask = self._last_batch()
         rows, inverse, _ = self._distinct(ids)
         values = self._collect(d_output, inverse, mask, len(rows))
-        self.grads = {"table": RowSparse(rows, values, self.vocab_size)}
+        self.grads = {"table": RowSparse(self.kernels.xp.asarray(rows), values, self.vocab_size)}
 
     def export(self) -> Compressed:
         """Artefact with the table as it is, of ratio 1 in float32."""
@@ -217,7 +228,7 @@ class DPQEmbedding(TableLayer):
     rng : int or numpy.random.Generator
         Draws the initial parameters and the Gumbel noise.
     dtype : float32 or float64
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy", "cupy"}, optional
     trainable : iterable of {"query", "keys", "values"}, optional
         Parameters that get gradients; by default all.
     init : "glorot", float, or (vocab_size, dim) array
@@ -371,7 +382,7 @@ class DPQEmbedding(TableLayer):
         return buffers
 
     def _query(self, rows: Integers) -> Array:
-        query = self.kernels.gather(self.params["query"], rows)
+        query = self.kernels.gather(self.params["query"], self.kernels.xp.asarray(rows))
         return query.reshape(len(rows), self.n_groups, self.query_width)
 
     def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
@@ -459,7 +470,7 @@ class DPQEmbedding(TableLayer):
         d_query, *d_books = step(self.kernels, d_rows, tape)
         d_query = d_query.reshape(len(rows), self.n_groups * self.query_width)
         grads = {
-            "query": RowSparse(rows, d_query, self.vocab_size),
+            "query": RowSparse(self.kernels.xp.asarray(rows), d_query, self.vocab_size),
             **dict(zip(("keys", "values"), d_books, strict=False)),
         }
         if self.ema_decay is not None:
@@ -489,7 +500,7 @@ class DPQEmbedding(TableLayer):
         (..., D) int32 in [0, K)
         """
         rows, inverse, _ = self._distinct(ids)
-        return self._codes(rows)[inverse]
+        return self._codes(rows)[self.kernels.xp.asarray(inverse)]
 
     def all_codes(self) -> Integers:
         """Codes of all rows in evaluation mode, (vocab_size, D) int32 on the host."""

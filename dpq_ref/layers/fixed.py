@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpq_ref import checks
 from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import Array
 from dpq_ref.layers.embedding import TableLayer
@@ -17,7 +16,7 @@ class FixedEmbedding(TableLayer):
     Parameters
     ----------
     table : Compressed
-    backend : {"numba", "numpy"} or kernel set, optional
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Examples
     --------
@@ -29,14 +28,13 @@ class FixedEmbedding(TableLayer):
     """
 
     def __init__(self, table: Compressed, *, backend: Any = None):
-        self.rows = table.reconstruct()
-        n, dim = self.rows.shape
-        super().__init__(n, dim, None, self.rows.dtype, backend)
+        super().__init__(table.vocab_size, table.dim, None, table.dtype, backend)
+        self.rows = self.kernels.xp.asarray(table.reconstruct())
         self.table = table
 
     def forward(self, ids: Any, train: bool = True, mask: NDArray[np.bool_] | None = None) -> Array:
         """Rows, (...,) integers -> (..., dim); with a mask (b, t) the means of those kept, (b, dim)."""
-        return self._spread(self.rows, checks.as_ids(ids, self.vocab_size), mask)
+        return self._spread(self.rows, self._ids(ids), mask)
 
     def backward(self, d_output: Array) -> None:
         """Do nothing: there is no parameter."""

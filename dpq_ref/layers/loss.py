@@ -6,33 +6,40 @@ import numpy as np
 
 from dpq_ref import backend as backends
 from dpq_ref import checks
-from dpq_ref.kernels import reference
 from dpq_ref.kernels.reference import Array, Integers
 
 LOGITS = 1 << 23  # at a time: 32 MiB in float32
 
 
-def softmax_cross_entropy(logits: Array, labels: Integers) -> tuple[float, Array]:
+def softmax_cross_entropy(logits: Array, labels: Integers) -> tuple[Any, Array]:
     """Mean over the batch of -log softmax(logits)[label].
 
     Parameters
     ----------
     logits : (b, C)
     labels : (b,) integers in [0, C)
+        On the host, where they are checked.
 
     Returns
     -------
-    loss : float
+    loss : scalar
     d_logits : (b, C), (softmax - one-hot) / b
 
     Examples
     --------
     >>> loss, d_logits = softmax_cross_entropy(np.zeros((1, 2)), np.array([0]))
-    >>> round(loss, 4), d_logits
+    >>> round(float(loss), 4), d_logits
     (0.6931, array([[-0.5,  0.5]]))
     """
-    losses, d_logits = reference.cross_entropy(logits, labels, np.ones(len(logits), logits.dtype), 0.0)
-    return float(losses.mean()), d_logits / logits.dtype.type(len(logits))
+    xp = backends.array_module(logits)
+    hit = xp.arange(len(logits)), xp.asarray(checks.as_ids(labels, logits.shape[1], "labels"))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    losses = xp.log(total[:, 0]) - shifted[hit]
+    d_logits = exponentials / total
+    d_logits[hit] -= 1
+    return losses.mean(), d_logits / logits.dtype.type(len(logits))
 
 
 class SoftmaxOutput:
@@ -49,7 +56,7 @@ class SoftmaxOutput:
         Of the labels in training: part of the target that is spread over all words.
     rng : int or numpy.random.Generator
     dtype : float32 or float64
-    backend : {"numba", "numpy"} or kernel set, optional
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Attributes
     ----------
@@ -86,10 +93,11 @@ class SoftmaxOutput:
         self.smoothing = smoothing
         self.dtype = checks.as_real(dtype)
         self.kernels = backends.get(backend)
-        self.params: dict[str, Array] = {"bias": np.zeros(vocab_size, self.dtype)}
+        xp = self.kernels.xp
+        self.params: dict[str, Array] = {"bias": xp.zeros(vocab_size, self.dtype)}
         if own:
-            rng = np.random.default_rng(rng)
-            self.params["weight"] = rng.uniform(-init, init, (vocab_size, dim)).astype(self.dtype)
+            drawn = np.random.default_rng(rng).uniform(-init, init, (vocab_size, dim))
+            self.params["weight"] = xp.asarray(drawn.astype(self.dtype))
         self.grads: dict[str, Array] = {}
 
     def loss(
@@ -113,9 +121,10 @@ class SoftmaxOutput:
         d_x : (b, dim)
         """
         own, weight = weight is None, self._weight(weight)
-        weights = np.asarray(weights, self.dtype)
-        losses, d_x = np.empty(len(x), self.dtype), np.empty_like(x)
-        self.d_weight, d_bias = np.zeros_like(weight), np.zeros_like(self.params["bias"])
+        xp = self.kernels.xp
+        labels, weights = xp.asarray(labels), xp.asarray(weights, self.dtype)
+        losses, d_x = xp.empty(len(x), self.dtype), xp.empty_like(x)
+        self.d_weight, d_bias = xp.zeros_like(weight), xp.zeros_like(self.params["bias"])
         for block in self._blocks(len(x)):
             logits = self.logits(x[block], weight)
             losses[block], d_logits = self.kernels.cross_entropy(
@@ -145,12 +154,13 @@ class SoftmaxOutput:
         -------
         (b,)
         """
-        losses = np.empty(len(x), self.dtype)
+        xp = self.kernels.xp
+        losses, labels = xp.empty(len(x), self.dtype), xp.asarray(labels)
         for block in self._blocks(len(x)):
             logits = self.logits(x[block], weight)
             shifted = logits - logits.max(axis=1, keepdims=True)
-            hit = shifted[np.arange(len(shifted)), labels[block]]
-            losses[block] = np.log(np.exp(shifted).sum(axis=1)) - hit
+            hit = shifted[xp.arange(len(shifted)), labels[block]]
+            losses[block] = xp.log(xp.exp(shifted).sum(axis=1)) - hit
         return losses
 
     def logits(self, x: Array, weight: Array | None = None) -> Array:

@@ -31,7 +31,7 @@ class LowRankEmbedding(TableLayer):
     left : (vocab_size, k) array_like, float32 or float64
     right : (k, dim) array_like
         Both are copied; right takes the dtype of left.
-    backend : {"numba", "numpy"}, optional
+    backend : {"numba", "numpy", "cupy"}, optional
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class LowRankEmbedding(TableLayer):
         ----------
         table : (n, d) array_like, float32 or float64
         rank : int from 1 to min(n, d)
-        backend : {"numba", "numpy"}, optional
+        backend : {"numba", "numpy", "cupy"}, optional
 
         Raises
         ------
@@ -105,11 +105,13 @@ class LowRankEmbedding(TableLayer):
             As in `FullEmbedding`.
         rng : int or numpy.random.Generator
         dtype : float32 or float64
-        backend : {"numba", "numpy"} or kernel set, optional
+        backend : {"numba", "numpy", "cupy"} or kernel set, optional
         """
         rng = np.random.default_rng(rng)
         _check_rank(rank, (vocab_size, dim))
-        table = FullEmbedding(vocab_size, dim, init=init, rng=rng, dtype=dtype).params["table"]
+        table = FullEmbedding(vocab_size, dim, init=init, rng=rng, dtype=dtype, backend="numpy").params[
+            "table"
+        ]
         right = rng.uniform(-1, 1, (rank, dim)) * np.sqrt(3 / rank)
         return cls(table[:, :rank], right.astype(table.dtype), backend=backend)
 
@@ -134,6 +136,7 @@ class LowRankEmbedding(TableLayer):
             If ids are not integers, or out of range.
         """
         rows, inverse, _ = self._distinct(ids)
+        rows = self.kernels.xp.asarray(rows)
         left = self.kernels.gather(self.params["left"], rows)
         self._batch = (rows, inverse, mask, left) if train else None
         return self._spread(self.kernels.combine(left, self.params["right"]), inverse, mask)
@@ -269,7 +272,7 @@ class BlockEmbedding(TableLayer):
         Parameters
         ----------
         table : BlockTable
-        backend : {"numba", "numpy"}, optional
+        backend : {"numba", "numpy", "cupy"}, optional
         """
         layers: list[Any] = []
         for left, right in map(table.block, range(len(table.ranks))):
@@ -307,9 +310,10 @@ class BlockEmbedding(TableLayer):
         rows, inverse, _ = self._distinct(ids)
         block = self.block_of_word[rows]
         members = [np.flatnonzero(block == b) for b in range(len(self.blocks))]
-        output = self.kernels.xp.empty((len(rows), self.dim), self.dtype)
+        xp = self.kernels.xp
+        output = xp.empty((len(rows), self.dim), self.dtype)
         for layer, mine in zip(self.blocks, members, strict=True):
-            output[mine] = layer.forward(self.index[rows[mine]], train)
+            output[xp.asarray(mine)] = layer.forward(self.index[rows[mine]], train)
         self._batch = (inverse, mask, members) if train else None
         return self._spread(output, inverse, mask)
 
@@ -318,7 +322,7 @@ class BlockEmbedding(TableLayer):
         inverse, mask, members = self._last_batch()
         d_rows = self._collect(d_output, inverse, mask, sum(map(len, members)))
         for layer, mine in zip(self.blocks, members, strict=True):
-            layer.backward(d_rows[mine])
+            layer.backward(d_rows[self.kernels.xp.asarray(mine)])
         self.grads = self._named("grads")
 
     def export(self) -> BlockTable:

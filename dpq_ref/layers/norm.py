@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref.backend import array_module
 from dpq_ref.kernels.reference import Array
 
 EPSILON = 1e-3
@@ -39,12 +40,12 @@ class BatchNorm:
         if train:
             mean = x.mean(axis=0)
             centred = x - mean
-            variance = np.einsum("ij,ij->j", centred, centred) / x.dtype.type(len(x))
+            variance = array_module(x).einsum("ij,ij->j", centred, centred) / x.dtype.type(len(x))
             for name, new in (("mean", mean), ("variance", variance)):
                 self.buffers[name] += x.dtype.type(1 - MOMENTUM) * (new - self.buffers[name])
         else:
             centred, variance = x - self.buffers["mean"], self.buffers["variance"]
-        self._deviation = np.sqrt(variance + x.dtype.type(EPSILON))
+        self._deviation = array_module(x).sqrt(variance + x.dtype.type(EPSILON))
         centred /= self._deviation
         self._normalized = centred
         y = self.params["gamma"] * centred
@@ -53,7 +54,7 @@ class BatchNorm:
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, batch statistics differentiated."""
-        gamma = np.einsum("ij,ij->j", d_output, self._normalized)
+        gamma = array_module(d_output).einsum("ij,ij->j", d_output, self._normalized)
         self.grads = {"gamma": gamma, "beta": d_output.sum(axis=0)}
         n = d_output.dtype.type(len(d_output))
         d_x = self._normalized * (self.grads["gamma"] / -n)
@@ -91,8 +92,8 @@ class LayerNorm:
     def forward(self, x: Array, train: bool = True) -> Array:
         """Normalise (..., width)."""
         centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        self._deviation = np.sqrt(variance + LAYER_EPSILON)
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        self._deviation = array_module(x).sqrt(variance + LAYER_EPSILON)
         self._normalized = centred / self._deviation
         return self.params["gamma"] * self._normalized + self.params["beta"]
 

@@ -28,7 +28,7 @@ class LSTM:
         The weights start uniform in (-init, init).
     rng : int or numpy.random.Generator
     dtype : float32 or float64
-    backend : {"numba", "numpy"} or kernel set, optional
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Attributes
     ----------
@@ -65,11 +65,12 @@ class LSTM:
         rng = np.random.default_rng(rng)
         bias = np.zeros(4 * h, self.dtype)
         bias[h : 2 * h] = forget_bias
-        self.params: dict[str, Array] = {
+        host = {
             "input_weight": rng.uniform(-init, init, (n_inputs, 4 * h)).astype(self.dtype),
             "hidden_weight": rng.uniform(-init, init, (h, 4 * h)).astype(self.dtype),
             "bias": bias,
         }
+        self.params: dict[str, Array] = {name: self.kernels.xp.asarray(host[name]) for name in host}
         self.grads: dict[str, Array] = {}
         self.state: State | None = None
         self.d_state: State | None = None
@@ -97,10 +98,13 @@ class LSTM:
         b, t, _ = x.shape
         if x.shape[2] != self.n_inputs:
             raise ValueError(f"x must have shape (b, t, {self.n_inputs}), got {x.shape}")
-        steps = np.ascontiguousarray(x.swapaxes(0, 1)).reshape(t * b, self.n_inputs)
+        xp = self.kernels.xp
+        steps = xp.ascontiguousarray(x.swapaxes(0, 1)).reshape(t * b, self.n_inputs)
         gates = steps @ self.params["input_weight"]
         gates += self.params["bias"]
-        alive = np.arange(t)[:, None] < (np.full(b, t) if lengths is None else np.asarray(lengths))
+        alive = xp.asarray(
+            np.arange(t)[:, None] < (np.full(b, t) if lengths is None else np.asarray(lengths))
+        )
         activations, hiddens, cells = self.kernels.lstm(
             gates.reshape(t, b, 4 * self.n_hidden),
             self.params["hidden_weight"],
@@ -109,7 +113,7 @@ class LSTM:
         )
         self.state = hiddens[-1], cells[-1]
         self._tape = (steps, activations, hiddens, cells, alive) if train else None
-        output = np.ascontiguousarray(hiddens[1:].swapaxes(0, 1))
+        output = xp.ascontiguousarray(hiddens[1:].swapaxes(0, 1))
         if lengths is not None:
             output *= alive.T[:, :, None]
         return output
@@ -149,7 +153,8 @@ class LSTM:
         return (flat @ self.params["input_weight"].T).reshape(t, b, self.n_inputs).swapaxes(0, 1)
 
     def _zeros(self, b: int) -> State:
-        return np.zeros((b, self.n_hidden), self.dtype), np.zeros((b, self.n_hidden), self.dtype)
+        zeros = self.kernels.xp.zeros
+        return zeros((b, self.n_hidden), self.dtype), zeros((b, self.n_hidden), self.dtype)
 
 
 class BidirectionalLSTM(Network):
@@ -194,10 +199,11 @@ class BidirectionalLSTM(Network):
     def forward(self, x: Array, train: bool = True, *, lengths: Integers | None = None) -> Array:
         """Run over a batch of sequences, (b, t, n_inputs) -> (b, t, 2h), 0 beyond `lengths` (b,)."""
         b, t, _ = x.shape
-        self._order = reversed_steps(np.full(b, t) if lengths is None else np.asarray(lengths), t)
+        order = reversed_steps(np.full(b, t) if lengths is None else np.asarray(lengths), t)
+        self._order = backends.array_module(x).asarray(order)
         forward = self.layers["forward"].forward(x, train, lengths=lengths)
         backward = self.layers["backward"].forward(self._turn(x), train, lengths=lengths)
-        return np.concatenate([forward, self._turn(backward)], axis=2)
+        return backends.array_module(x).concatenate([forward, self._turn(backward)], axis=2)
 
     def backward(
         self, d_output: Array, *, d_states: tuple[State | None, State | None] = (None, None)
@@ -209,7 +215,7 @@ class BidirectionalLSTM(Network):
         return d_forward + self._turn(d_backward)
 
     def _turn(self, x: Array) -> Array:
-        return np.take_along_axis(x, self._order[:, :, None], axis=1)
+        return backends.array_module(x).take_along_axis(x, self._order[:, :, None], axis=1)
 
 
 def reversed_steps(lengths: Integers, n_steps: int) -> Integers:

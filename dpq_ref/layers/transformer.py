@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpq_ref import checks
+from dpq_ref.backend import array_module
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers.attention import KeysValues, MultiHeadAttention
 from dpq_ref.layers.dense import Dense, Relu
@@ -213,7 +214,8 @@ class _Stack(Network):
 
     def _embed(self, words: Array, start: int = 0) -> Array:
         _, t, width = words.shape
-        return words * width**0.5 + positions(t, width, start=start, dtype=words.dtype)
+        places = positions(t, width, start=start, dtype=words.dtype)
+        return words * width**0.5 + array_module(words).asarray(places)
 
     def _embed_backward(self, d: Array) -> Array:
         return d * d.shape[-1] ** 0.5

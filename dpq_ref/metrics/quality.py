@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dpq_ref.backend import to_numpy
 from dpq_ref.kernels.reference import Array, Integers
 
 
@@ -20,7 +21,7 @@ def accuracy(predicted: Any, labels: Any) -> float:
     >>> accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 0]))
     75.0
     """
-    return 100.0 * float(np.mean(predicted == labels))
+    return 100.0 * float(np.mean(to_numpy(predicted) == to_numpy(labels)))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def code_usage(codes: Integers, n_codes: int) -> CodeUsage:
     >>> usage.used, usage.perplexity, usage.largest
     (array([0.25, 0.5 ]), array([1., 2.]), array([1. , 0.5]))
     """
-    counts = np.stack([np.bincount(group, minlength=n_codes) for group in codes.T])
+    counts = np.stack([np.bincount(group, minlength=n_codes) for group in to_numpy(codes).T])
     share = counts / counts.sum(axis=1, keepdims=True)
     entropy = -np.where(counts > 0, share * np.log(np.where(counts > 0, share, 1)), 0).sum(axis=1)
     return CodeUsage((counts > 0).mean(axis=1), np.exp(entropy), share.max(axis=1))
@@ -79,7 +80,7 @@ def code_changes(codes: Integers, before: Integers, n_codes: int) -> dict[str, f
     """
     usage = code_usage(codes, n_codes)
     return {
-        "codes_changed": float((codes != before).mean()),
+        "codes_changed": float((to_numpy(codes) != to_numpy(before)).mean()),
         "codes_used": float(usage.used.mean()),
         "code_perplexity": float(usage.perplexity.mean()),
     }

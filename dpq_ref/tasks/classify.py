@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import job, trainer
+from dpq_ref.backend import to_numpy
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import BatchNorm, Dense, DPQEmbedding, Relu, softmax_cross_entropy
@@ -54,6 +55,7 @@ class TextClassifier(Network):
             "dense2": Dense(hidden, n_classes, rng=rng, dtype=dtype),
         }
         super().__init__({"embedding": embedding, **self.head})
+        self.move(embedding.kernels)
 
     def forward(self, ids: Integers, train: bool = True) -> Array:
         """Logits of a batch of texts.
@@ -76,7 +78,7 @@ class TextClassifier(Network):
             d = layer.backward(d)
         self.embedding.backward(d)
 
-    def loss_and_gradients(self, batch: tuple[Integers, Integers]) -> float:
+    def loss_and_gradients(self, batch: tuple[Integers, Integers]) -> Any:
         """Cross-entropy of a batch, ids (b, t) and labels (b,), in training mode; fills `grads`."""
         ids, labels = batch
         loss, d_logits = softmax_cross_entropy(self.forward(ids), labels)
@@ -107,14 +109,15 @@ class TextClassifier(Network):
 
         Returns
         -------
-        (len(documents),) integers
+        (len(documents),) integers, on the host
         """
         table = self.table() if table is None else table
-        predicted = []
+        predicted, asarray = [], self.kernels.xp.asarray
+        table = asarray(table)
         for start in range(0, len(documents), EVALUATION_BATCH):
             ids = documents.pad(np.arange(start, min(start + EVALUATION_BATCH, len(documents))), max_tokens)
-            pooled = self.kernels.mean_pool(table, ids, ids != PADDING)
-            predicted.append(self._head(pooled, False).argmax(axis=1))
+            pooled = self.kernels.mean_pool(table, asarray(ids), asarray(ids != PADDING))
+            predicted.append(to_numpy(self._head(pooled, False).argmax(axis=1)))
         return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
 
 
@@ -236,7 +239,7 @@ def train(
 
     def after(step: int) -> None:
         if step == 1 or step % every == 0:
-            for name, value in {"step": step, **gradient_norms(model.grads)}.items():
+            for name, value in {"step": step, **gradient_norms(model.grads, backend=model.kernels)}.items():
                 outcome.gradient_norms.setdefault(name, []).append(value)
         if on_step:
             on_step(step)
@@ -244,7 +247,7 @@ def train(
     history = trainer.train(
         model,
         ((documents.pad(batch, plan.max_tokens), documents.labels[batch]) for batch in rows),
-        Adam(model.params, plan.learning_rate),
+        Adam(model.params, plan.learning_rate, backend=model.kernels),
         steps=plan.steps,
         schedule=schedule,
         evaluate_every=plan.evaluate_every,
@@ -308,7 +311,7 @@ def fit(
     progress = job.fit(
         folder,
         model,
-        Adam(model.params, plan.learning_rate),
+        Adam(model.params, plan.learning_rate, backend=model.kernels),
         stream,
         config=config | {"plan": asdict(plan), "data_sha256": data.sha256},
         steps=plan.steps,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import checks, job
+from dpq_ref.backend import to_numpy
 from dpq_ref.datasets.language import LanguageDataset, unroll
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import LSTM, Dropout, SoftmaxOutput
@@ -155,8 +156,9 @@ class LanguageModel(Network):
         layers |= {f"dropout{i}": layer for i, layer in enumerate(self.dropouts)}
         super().__init__(layers)
         shape = (plan.batch_size, h)
+        zeros = self.kernels.xp.zeros
         self.carried: list[Any] = [
-            (np.zeros(shape, embedding.dtype), np.zeros(shape, embedding.dtype)) for _ in self.recurrent
+            (zeros(shape, embedding.dtype), zeros(shape, embedding.dtype)) for _ in self.recurrent
         ]
 
     @property
@@ -174,14 +176,15 @@ class LanguageModel(Network):
         }
         return super().buffers | carried
 
-    def loss_and_gradients(self, batch: Batch) -> float:
+    def loss_and_gradients(self, batch: Batch) -> Any:
         """Loss of a batch in training mode, that of the codebooks included; fills `grads`."""
-        (b, t), n = batch.inputs.shape, self.embedding.vocab_size
+        (b, t), n, xp = batch.inputs.shape, self.embedding.vocab_size, self.kernels.xp
         if batch.fresh:
-            self.carried = [(np.zeros_like(h), np.zeros_like(c)) for h, c in self.carried]
+            self.carried = [(xp.zeros_like(h), xp.zeros_like(c)) for h, c in self.carried]
         weight = None if self.table is None else self.table.forward(np.arange(n))
         if self.tied:
-            x = self.kernels.gather(weight, batch.inputs.ravel()).reshape(b, t, -1)
+            inputs = xp.asarray(batch.inputs.ravel())
+            x = self.kernels.gather(weight, inputs).reshape(b, t, -1)
         else:
             x = self.embedding.forward(batch.inputs)
         x = self._recur(x, self.carried, train=True)
@@ -194,13 +197,13 @@ class LanguageModel(Network):
             d = dropout.backward(layer.backward(d))
         d_weight = self.output.d_weight
         if self.tied:
-            d_weight = d_weight + self.kernels.scatter_add(batch.inputs.ravel(), d.reshape(b * t, -1), n)
+            d_weight = d_weight + self.kernels.scatter_add(inputs, d.reshape(b * t, -1), n)
         else:
             self.embedding.backward(d)
         if self.table is not None:
             self.table.backward(d_weight)
         layers = {id(layer): layer for layer in (self.embedding, self.table)}.values()
-        return float(losses.sum(dtype=np.float64)) / b + sum(getattr(x, "codebook_loss", 0) for x in layers)
+        return losses.sum(dtype=np.float64) / b + sum(getattr(x, "codebook_loss", 0) for x in layers)
 
     def _recur(self, x: Array, states: list[Any], train: bool) -> Array:
         for dropout, layer, state in zip(self.dropouts[:-1], self.recurrent, states, strict=True):
@@ -228,24 +231,27 @@ class LanguageModel(Network):
 
         Returns
         -------
-        (batch_size, number of words of a row)
+        (batch_size, number of words of a row), on the host
         """
+        xp = self.kernels.xp
         inputs, targets = (a.swapaxes(0, 1).reshape(batch_size, -1) for a in unroll(ids, batch_size, n_steps))
         words = np.arange(self.embedding.vocab_size)
         vectors = self.embedding.forward(words, train=False) if vectors is None else vectors
         if weight is None and self.table is not None:
             weight = vectors if self.tied else self.table.forward(words, train=False)
-        losses = np.empty(inputs.shape, self.embedding.dtype)
+        vectors = xp.asarray(vectors)
+        weight = None if weight is None else xp.asarray(weight)
+        losses = xp.empty(inputs.shape, self.embedding.dtype)
         states: list[Any] = [None] * len(self.recurrent)
         for start in range(0, inputs.shape[1], CHUNK):
             part = (slice(None), slice(start, start + CHUNK))
             ids_now = inputs[part]
-            x = self.kernels.gather(vectors, ids_now.ravel()).reshape(*ids_now.shape, -1)
+            x = self.kernels.gather(vectors, xp.asarray(ids_now.ravel())).reshape(*ids_now.shape, -1)
             x = self._recur(x, states, train=False)
             states = [layer.state for layer in self.recurrent]
             flat = self.output.losses(x.reshape(ids_now.size, -1), targets[part].ravel(), weight)
             losses[part] = flat.reshape(ids_now.shape)
-        return losses
+        return to_numpy(losses)
 
     def perplexity(self, ids: Integers, **options: Any) -> float:
         """Perplexity exp(mean loss), with the options of `losses`."""
@@ -303,7 +309,7 @@ def train(
     progress = job.fit(
         folder,
         model,
-        SGD(model.params, plan.learning_rate),
+        SGD(model.params, plan.learning_rate, backend=model.kernels),
         lambda start: batches(data.train, plan.batch_size, plan.n_steps, start),
         config=config | {"plan": asdict(plan), "data_sha256": data.sha256},
         steps=steps,

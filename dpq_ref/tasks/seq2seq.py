@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special
 
+from dpq_ref.backend import array_module, to_numpy
 from dpq_ref.datasets.pairs import SentencePairs, TranslationBatch
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers import (
@@ -61,6 +62,7 @@ class Translator(Network):
         embed_padding: bool,
     ):
         super().__init__({"embedding": embedding, "target": target, **layers, "output": output})
+        self.move(embedding.kernels)
         self.embedding, self.target, self.output = embedding, target, output
         self.kernels = embedding.kernels
         self.embed_padding = embed_padding
@@ -81,32 +83,34 @@ class Translator(Network):
         """One more target word, (b, e), in evaluation: what predicts the next one, (b, h), and the state."""
         raise NotImplementedError
 
-    def loss_and_gradients(self, batch: TranslationBatch) -> float:
+    def loss_and_gradients(self, batch: TranslationBatch) -> Any:
         """Loss of a batch in training mode, that of the codebooks included; fills `grads`."""
-        source, targets = batch.source, batch.targets
+        source, targets, xp = batch.source, batch.targets, self.kernels.xp
         b = len(source)
         kept, real = length_mask(batch.source_lengths, *source.shape), _real(batch)
         if self.embed_padding:
             kept = np.ones_like(kept)
-        x = np.zeros((*source.shape, self.embedding.dim), self.embedding.dtype)
-        x[kept] = self.embedding.forward(source[kept])
+        x = xp.zeros((*source.shape, self.embedding.dim), self.embedding.dtype)
+        places, words = (tuple(map(xp.asarray, np.nonzero(mask))) for mask in (kept, real))
+        x[places] = self.embedding.forward(source[kept])
         hidden = self._run(x, batch.source_lengths, self.target.forward(batch.inputs), train=True)
         weights = np.full(real.sum(), 1 / b, hidden.dtype)
-        losses, d_real = self.output.loss(hidden[real], targets[real], weights)
+        losses, d_real = self.output.loss(hidden[words], targets[real], weights)
 
-        d_hidden = np.zeros_like(hidden)
-        d_hidden[real] = d_real
+        d_hidden = xp.zeros_like(hidden)
+        d_hidden[words] = d_real
         d_x, d_y = self._run_backward(d_hidden)
-        self.embedding.backward(d_x[kept])
+        self.embedding.backward(d_x[places])
         self.target.backward(d_y)
-        return float(losses.sum(dtype=np.float64)) / b + getattr(self.embedding, "codebook_loss", 0.0)
+        return losses.sum(dtype=np.float64) / b + getattr(self.embedding, "codebook_loss", 0.0)
 
     def table(self) -> Array:
         """Vectors of all words of the source in evaluation, (vocab_size, dim)."""
         return self.embedding.forward(np.arange(self.embedding.vocab_size), train=False)
 
     def _look_up(self, vectors: Array, source: Integers) -> Array:
-        return self.kernels.gather(vectors, source.ravel()).reshape(*source.shape, -1)
+        vectors, ids = map(self.kernels.xp.asarray, (vectors, source.ravel()))
+        return self.kernels.gather(vectors, ids).reshape(*source.shape, -1)
 
     def losses(self, batch: TranslationBatch, vectors: Array) -> Array:
         """Cross-entropy of each target token, sentence after sentence, in evaluation.
@@ -119,11 +123,12 @@ class Translator(Network):
 
         Returns
         -------
-        (batch.target_lengths.sum(),)
+        (batch.target_lengths.sum(),), on the host
         """
         y, real = self.target.forward(batch.inputs, train=False), _real(batch)
+        words = tuple(map(self.kernels.xp.asarray, np.nonzero(real)))
         hidden = self._run(self._look_up(vectors, batch.source), batch.source_lengths, y, train=False)
-        return self.output.losses(hidden[real], batch.targets[real])
+        return to_numpy(self.output.losses(hidden[words], batch.targets[real]))
 
     def perplexity(self, pairs: SentencePairs, *, vectors: Array | None = None) -> float:
         """Perplexity exp(mean loss of a target token), the end of a sentence included; nothing is cut."""
@@ -162,11 +167,11 @@ class Translator(Network):
 
         Returns
         -------
-        log_probabilities : (b, target vocabulary)
+        log_probabilities : (b, target vocabulary), on the host
         state
         """
         hidden, state = self._step(self.target.forward(words, train=False), state)
-        return scipy.special.log_softmax(self.output.logits(hidden), axis=1), state
+        return scipy.special.log_softmax(to_numpy(self.output.logits(hidden)), axis=1), state
 
 
 def _real(batch: TranslationBatch) -> Mask:
@@ -205,7 +210,8 @@ class DecoderLSTM(LSTM):
 
     def backward_weights(self) -> None:
         """Fill `grads`, summed over all steps."""
-        x, hidden, d_gates = (np.concatenate(arrays) for arrays in zip(*self._steps_back, strict=True))
+        concatenate = self.kernels.xp.concatenate
+        x, hidden, d_gates = (concatenate(arrays) for arrays in zip(*self._steps_back, strict=True))
         self.grads = {
             "input_weight": x.T @ d_gates,
             "hidden_weight": hidden.T @ d_gates,
@@ -230,6 +236,7 @@ class Memory(NamedTuple):
 
     def select(self, rows: Integers) -> "Memory":
         """Take sentences of the batch."""
+        rows = array_module(self.places).asarray(rows)
         return Memory(self.places[rows], self.keys[rows], self.mask[rows])
 
 
@@ -264,8 +271,9 @@ class AttentionState(NamedTuple):
 
     def select(self, rows: Integers) -> "AttentionState":
         """Take sentences of the batch, repeated or in another order."""
-        first, second = ((hidden[rows], cell[rows]) for hidden, cell in self.cells)
-        return AttentionState(self.memory.select(rows), self.fed[rows], (first, second))
+        there = array_module(self.fed).asarray(rows)
+        first, second = ((hidden[there], cell[there]) for hidden, cell in self.cells)
+        return AttentionState(self.memory.select(rows), self.fed[there], (first, second))
 
 
 class AttentionTranslator(Translator):
@@ -328,13 +336,14 @@ class AttentionTranslator(Translator):
         state = self._encode(x, lengths, train)
         b, t, h = y.shape
         # The masks of all steps at once: the dropouts see ones, the cells their products.
-        ones = (np.ones((t, b, n), y.dtype) for n in (2 * h, h))
+        xp = self.kernels.xp
+        ones = (xp.ones((t, b, n), y.dtype) for n in (2 * h, h))
         self._masks = [
             dropout.forward(one, train) for dropout, one in zip(self.dropouts[1:], ones, strict=True)
         ]
         for cell in self.cells:
             cell.begin()
-        output = np.empty_like(y)
+        output = xp.empty_like(y)
         for i in range(t):
             state = self._advance(y[:, i], state, [mask[i] for mask in self._masks], train)
             output[:, i] = state.fed
@@ -343,27 +352,28 @@ class AttentionTranslator(Translator):
     def _encode(self, x: Array, lengths: Integers, train: bool) -> AttentionState:
         places = self.encoder.forward(self.dropouts[0].forward(x, train), train, lengths=lengths)
         self.attention.set_memory(places, lengths)
-        fed = np.zeros((len(x), self.encoder.n_hidden), x.dtype)
+        fed = self.kernels.xp.zeros((len(x), self.encoder.n_hidden), x.dtype)
         return AttentionState(self.attention.memory, fed, self.encoder.states)
 
     def _advance(self, y: Array, state: AttentionState, masks: list[Any], train: bool) -> AttentionState:
         """One step of the decoder, attending to the memory that is set."""
-        x = np.concatenate([y, state.fed], axis=1) * masks[0]
+        x = self.kernels.xp.concatenate([y, state.fed], axis=1) * masks[0]
         first = self.cells[0].step(x, state.cells[0], train)
         second = self.cells[1].step(first[0] * masks[1], state.cells[1], train)
         fed = self.attention.forward(second[0][:, None], train)[:, 0]
         return AttentionState(state.memory, fed, (first, second))
 
     def _run_backward(self, d_output: Array) -> tuple[Array, Array]:
-        d_y, d_fed = np.empty_like(d_output), np.zeros_like(d_output[:, 0])
-        d_first, d_second = ((np.zeros_like(d_fed), np.zeros_like(d_fed)) for _ in self.cells)
+        xp = self.kernels.xp
+        d_y, d_fed = xp.empty_like(d_output), xp.zeros_like(d_output[:, 0])
+        d_first, d_second = ((xp.zeros_like(d_fed), xp.zeros_like(d_fed)) for _ in self.cells)
         for i in reversed(range(d_output.shape[1])):
             d_query = self.attention.backward((d_output[:, i] + d_fed)[:, None])[:, 0]
             d_x, d_second = self.cells[1].step_backward((d_second[0] + d_query, d_second[1]))
             d_x *= self._masks[1][i]
             d_x, d_first = self.cells[0].step_backward((d_first[0] + d_x, d_first[1]))
             d_x *= self._masks[0][i]
-            d_y[:, i], d_fed = np.split(d_x, 2, axis=1)
+            d_y[:, i], d_fed = xp.split(d_x, 2, axis=1)
         for cell in self.cells:
             cell.backward_weights()
         d_x = self.encoder.backward(self.attention.backward_memory(), d_states=(d_first, d_second))

@@ -171,7 +171,7 @@ def train(
     progress = job.fit(
         folder,
         model,
-        OPTIMIZERS[plan.optimizer](model.params, plan.learning_rate),
+        OPTIMIZERS[plan.optimizer](model.params, plan.learning_rate, backend=model.kernels),
         lambda start: map(buckets.batch, count(start)),
         config=config | {"plan": asdict(plan), "order": seed, "data_sha256": data.sha256},
         steps=plan.steps,
