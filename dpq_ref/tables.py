@@ -212,7 +212,8 @@ def _npz(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
 
 
 def _npy(file: BinaryIO, words: Sequence[str] | None, vectors: Array) -> None:
-    np.save(file, vectors)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+    file.write(vectors.data)  # `tofile` would not say why it fails
 
 
 def _refuse(words: Iterable[str], bad: Any) -> None:

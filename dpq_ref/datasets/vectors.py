@@ -204,9 +204,9 @@ def read_binary_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[
             head = re.match(rb"([0-9]{1,18}) +([0-9]{1,18}) *\n", data)
             if not head and len(data) < 64:
                 continue
-            n, d = map(int, head.groups()) if head else (-1, -1)
-            if d < 1:
+            if not head or not int(head[2]):
                 raise ValueError(f"{path}: takes 'rows columns' in its first line, got {bytes(data[:40])!r}")
+            n, d = map(int, head.groups())
             if n * (4 * d + 1) > most_bytes(path):
                 raise ValueError(f"{path} is too small for the {n} rows of {d} numbers of its header")
             vectors, at = np.empty((n, d), np.float32), head.end()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import checks
-from dpq_ref.datasets.files import most_unpacked, read_text
+from dpq_ref.datasets.files import MOST, most_unpacked, read_text
 
 __all__ = [
     "Analogy",
@@ -237,7 +237,7 @@ def read_npz_table(
             if missing := [name for name in names if name not in arrays]:
                 has = f"it has {', '.join(arrays)}"
                 raise ValueError(f"no array {' and no '.join(missing)}; {has}, and `tensor` names another")
-            *words, vectors = (_array(arrays, name, Path(path).stat().st_size) for name in names)
+            *words, vectors = (_array(arrays, name, Path(path)) for name in names)
         if words and (words[0].dtype.kind != "U" or words[0].shape != vectors.shape[:1]):
             got = f"words {words[0].dtype} {words[0].shape} for vectors {vectors.shape}"
             raise ValueError(f"{got}; takes text (n,) for (n, d)")
@@ -246,12 +246,13 @@ def read_npz_table(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _array(arrays: np.lib.npyio.NpzFile, name: str, size: int) -> np.ndarray:
+def _array(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
     """Array of an .npz, if it is as large as it says; NumPy would make room for it first."""
-    entry = arrays.zip.getinfo(f"{name}.npy")
-    if entry.file_size > most_unpacked(min(entry.compress_size, size)):
-        raise ValueError(f"{name} holds more than 100 times its size; unpack it first")
-    with arrays.zip.open(entry) as file:
+    archive: Any = arrays.zip
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.file_size > most_unpacked(min(entry.compress_size, path.stat().st_size)):
+        raise ValueError(f"{name} holds more than {MOST[0]} times its size; save it unpacked first")
+    with archive.open(entry) as file:
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
         takes = file.tell() + math.prod(shape) * dtype.itemsize
