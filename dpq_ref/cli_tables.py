@@ -1,6 +1,8 @@
 """Commands on embedding tables in files: compress, inspect, evaluate, look up, convert, verify."""
 
+import glob
 import json
+import os
 import re
 import sys
 import time
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from baselines import METHODS
 
+DEFAULT = "product"
 SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar": "uniform"}
 SLOW = {"compositional", "kd-codes", "dpq", "near-lossless"}  # trained by gradients: not among "best"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -20,15 +24,49 @@ WORST = 10  # words that `evaluate` shows
 LARGE = 1 << 30  # bytes of a table from which on `compress` learns from samples
 SAMPLES = {"rows_per_code": (256, "codebooks"), "max_train_rows": (1 << 17, "rotation")}  # what from them
 
+
+class Artefact(click.Path):
+    """A compressed table; the shell completes .safetensors, and where there is none any path."""
+
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:  # noqa: D102
+        folder, start = os.path.split(incomplete)
+        found = sorted(Path(folder).glob(f"{glob.escape(start)}*.safetensors"))
+        items = [CompletionItem(os.path.join(folder, path.name)) for path in found]
+        return items or super().shell_complete(context, param, incomplete)
+
+
+class Frequencies(click.Path):
+    """A file of frequencies, or "zipf"."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:  # noqa: D102
+        from dpq_ref.datasets.words import ZIPF
+
+        return value if value == ZIPF else super().convert(value, param, context)
+
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:  # noqa: D102
+        from dpq_ref.datasets.words import ZIPF
+
+        zipf = [CompletionItem(ZIPF)] if incomplete and ZIPF.startswith(incomplete) else []
+        return zipf or super().shell_complete(context, param, incomplete)
+
+
+_FILE = Artefact(exists=True, dir_okay=False)
 _INPUT = click.Path(exists=True, dir_okay=False)
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_tensor = click.option("--tensor", help="Which tensor of a .safetensors. Default: the one named embedding.")
+_tensor = click.option(
+    "--tensor",
+    help="Which tensor of a .safetensors, or array of an .npz. Default: the one named embedding; `vectors`.",
+)
 _words = click.option(
     "--words", "word_file", type=_INPUT, help="The words of the rows, one a line, where TABLE has none."
 )
-_frequencies = click.option(
-    "--frequencies", type=_INPUT, help="A word and its count a line (.gz and .xz, too): the words' weights."
+frequencies_option = click.option(
+    "--frequencies",
+    type=Frequencies(exists=True, dir_okay=False),
+    metavar="FILE|zipf",
+    help="The words' weights: a file with a word and its count a line (.gz, .xz and .zst, too), or 'zipf' "
+    "for rows in the order of their frequency.",
 )
 
 
@@ -59,6 +97,14 @@ class Parameter(click.ParamType):
         except ValueError:
             return name, text
 
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Names of the parameters of the method that stands before."""
+        from baselines import REGISTRY
+
+        method = context.params.get("method") or DEFAULT
+        names = REGISTRY[SHORT.get(method, method)]().get_params() if method != "best" else {}
+        return [CompletionItem(f"{name}=") for name in names if name.startswith(incomplete)]
+
 
 @click.command()
 @click.argument("table", type=_INPUT)
@@ -66,11 +112,11 @@ class Parameter(click.ParamType):
 @click.option(
     "--method",
     type=click.Choice(["best", *METHODS, *SHORT]),
-    default="product",
+    default=DEFAULT,
     show_default=True,
     metavar="NAME",
-    help="A method of the README's table (product or pq, optimized-product or opq, low-rank, group-reduce, "
-    "uniform or scalar, iiq, ...), or best: the one with the least error.",
+    help=f"One of {', '.join(METHODS)}; in short {', '.join(SHORT)}; or best: that of the least error among "
+    f"all but {', '.join(sorted(SLOW))}.",
 )
 @click.option("--ratio", type=float, help="Times smaller than 32 bits an entry.")
 @click.option("--bits", type=click.IntRange(1), help="Bits of the whole table.")
@@ -84,7 +130,7 @@ class Parameter(click.ParamType):
     multiple=True,
     help="A parameter of the method, as in n_codes=64; may be repeated.",
 )
-@_frequencies
+@frequencies_option
 @_words
 @_tensor
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -105,10 +151,10 @@ def compress(
 ) -> None:
     """Compress a TABLE of embeddings to a size.
 
-    TABLE is text as of GloVe, word2vec or fastText (.gz and .xz, too), word2vec's .bin, an .npz with the
-    arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and --budget it
-    takes one; or the parameters of the method that decide the size. The result is as close to the size as it
-    can be without exceeding it.
+    TABLE is text as of GloVe, word2vec or fastText, word2vec's .bin (both .gz, .xz and .zst, too), an .npz
+    with the arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and
+    --budget it takes one; or the parameters of the method that decide the size. The result is as close to the
+    size as it can be without exceeding it.
 
     An .npy and a float32 tensor stay in their file, and may be larger than memory. From 1 GiB on, product
     quantization learns codebooks from 256 rows a code, and ITQ and IIQ their rotation from 131,072 rows,
@@ -116,6 +162,8 @@ def compress(
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output}: it takes a name that ends in .safetensors")
+    if not os.access(output.parent, os.W_OK):  # said now, not when all is computed
+        raise click.UsageError(f"--output {output}: {output.parent} is no folder that can be written to")
     if sum(size is not None for size in (ratio, bits, budget)) > 1:
         raise click.UsageError("--ratio, --bits and --budget: it takes one of them")
     size = {"ratio": ratio, "bits": 8 * budget if budget is not None else bits}
@@ -154,9 +202,7 @@ def _bar() -> Iterator[None]:
 
 def _read(table: str, tensor: str | None, word_file: str | None, frequencies: str | None) -> Any:
     """Vectors, words, where they come from, and weights, of the options."""
-    import numpy as np
-
-    from dpq_ref.datasets.words import counts_for, read_frequencies
+    from dpq_ref.datasets.words import weights_for
     from dpq_ref.tables import read_table, read_words
 
     words, vectors, source = read_table(table, tensor=tensor)
@@ -166,9 +212,7 @@ def _read(table: str, tensor: str | None, word_file: str | None, frequencies: st
             raise ValueError(f"{word_file} has {len(words)} words, and {table} {len(vectors)} rows")
     weights = None
     if frequencies is not None:
-        if words is None:
-            raise ValueError(f"{table} has no words, which frequencies need: --words")
-        weights = np.maximum(counts_for(words, read_frequencies(frequencies)), 1).astype(np.float64)
+        weights = weights_for(frequencies, words, len(vectors), table)
     return vectors, words, source, weights
 
 
@@ -279,20 +323,26 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @_json
 def inspect(file: str, as_json: bool) -> None:
-    """Show what a compressed FILE holds: kind, shape, bits by part, arrays."""
+    """Show what a compressed FILE holds.
+
+    Kind, shape, bits by part, arrays. The file is checked as by `dpq-ref verify`.
+    """
     from dpq_ref.compressed import load
 
     _say(_contents(load(file), Path(file)), as_json)
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @_json
 def verify(file: str, as_json: bool) -> None:
-    """Check a compressed FILE against its checksum; exit status 1 if it is damaged."""
+    """Check a compressed FILE against its checksum.
+
+    Exit status 1 if it is damaged.
+    """
     from dpq_ref.compressed import load
 
     table = load(file)
@@ -302,9 +352,9 @@ def verify(file: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("table", type=_INPUT)
-@_frequencies
+@frequencies_option
 @click.option(
     "--sets",
     type=click.Path(exists=True, file_okay=False),
@@ -379,13 +429,14 @@ def _row(table: Any, word: str) -> int:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("words", nargs=-1)
 @_json
 def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
-    """Print the vectors of WORDS from a compressed FILE, a word and its numbers a line.
+    """Print the vectors of WORDS from a compressed FILE.
 
-    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    A word and its numbers make a line. Without WORDS they come from standard input, one a line; for a table
+    without words they are row numbers.
     """
     from dpq_ref.compressed import load
 
@@ -399,14 +450,15 @@ def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("words", nargs=-1)
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Neighbours of each.")
 @_json
 def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
-    """Print the rows of a compressed FILE that are most like each of WORDS, by cosine.
+    """Print the words of a compressed FILE most like WORDS.
 
-    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    By cosine, a line for each of WORDS. Without WORDS they come from standard input, one a line; for a table
+    without words they are row numbers.
     """
     from dpq_ref.compressed import load
 
@@ -426,13 +478,25 @@ def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
 @click.argument("output", type=_OUTPUT)
 @_words
 @_tensor
-def convert(table: str, output: Path, word_file: str | None, tensor: str | None) -> None:
-    """Write a TABLE, compressed or not, in the format of OUTPUT's ending: .txt, .vec, .bin, .npz or .npy."""
+@_json
+def convert(table: str, output: Path, word_file: str | None, tensor: str | None, as_json: bool) -> None:
+    """Write a TABLE, compressed or not, in another format.
+
+    The format is OUTPUT's ending: .txt as of GloVe, .vec as of word2vec and fastText, .bin as of word2vec,
+    .npz with the arrays `words` and `vectors`, or .npy, which leaves the words out. TABLE is as for
+    `dpq-ref compress`, or what that has written.
+    """
     from dpq_ref.tables import write_table
 
-    vectors, words, _, _ = _read(table, tensor, word_file, None)
+    vectors, words, source, _ = _read(table, tensor, word_file, None)
     write_table(output, words, vectors)
-    click.echo(output)
+    kept = words is not None and output.suffix != ".npy"
+    rows, dim = vectors.shape
+    _say(
+        {"table": source, "file": str(output), "file_bytes": output.stat().st_size}
+        | {"rows": rows, "dim": dim, "words": kept},
+        as_json,
+    )
 
 
 COMMANDS = compress, inspect, evaluate, lookup, similar, convert, verify

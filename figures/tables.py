@@ -45,7 +45,7 @@ class Paths:
     Attributes
     ----------
     table : str, as `dpq_ref.tables.read_table` takes it
-    frequencies : str or None, `word count` a line
+    frequencies : str or None, `word count` a line, or "zipf"
     word_sets : str or None
         Folder with similarity sets (`*.tsv`), analogies (questions-words.txt) and relations (BLESS.txt), all
         or some, plain or compressed.
@@ -93,12 +93,11 @@ def read(paths: Paths) -> WordTable:
         If a file is missing or none of these, or the folder of word sets has nothing that is known.
     """
     words, vectors, _ = read_table(paths.table, tensor=paths.tensor)
-    if words is None and (paths.frequencies or paths.word_sets):
-        raise ValueError(f"{paths.table} has no words, which frequencies and word sets need")
-    words, weights = words or [], None
+    if words is None and paths.word_sets:
+        raise ValueError(f"{paths.table} has no words, which word sets need")
+    weights = None
     if paths.frequencies is not None:
-        counts = wordfiles.counts_for(words, wordfiles.read_frequencies(paths.frequencies))
-        weights = np.maximum(counts, 1).astype(np.float64)
+        weights = wordfiles.weights_for(paths.frequencies, words, len(vectors), paths.table)
     similarity: dict[str, list] = {}
     questions, relations = [], []
     if paths.word_sets is not None:
@@ -117,7 +116,7 @@ def read(paths: Paths) -> WordTable:
             raise ValueError(f"{folder} has no similarity sets (*.tsv), questions-words.txt or BLESS.txt")
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
     digest.update(b"" if weights is None else weights.tobytes())
-    return WordTable(words, vectors, weights, similarity, questions, relations, digest.hexdigest())
+    return WordTable(words or [], vectors, weights, similarity, questions, relations, digest.hexdigest())
 
 
 def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> tuple[Sweep, list[Run]]:

@@ -12,13 +12,14 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
@@ -312,19 +313,34 @@ class Compressed(ABC):
         Parameters
         ----------
         path : path-like
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; then the file of before is what it was.
+        ValueError
+            If a word has no UTF-8.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
         config = self.config()
         head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
         metadata = {"dpq_ref": json.dumps(head | config)}
-        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+        def write(file: BinaryIO) -> None:
+            try:
+                save_file(arrays, file.name, metadata)
+            except SafetensorError as error:
+                raise OSError(f"{path}: {error}") from error
+
+        write_atomically(path, write)
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
         if self.words is None:
             return {}
-        encoded = [word.encode() for word in self.words]
+        encoded = checks.utf8(self.words)
         text, lengths = np.frombuffer(b"".join(encoded), np.uint8), np.array([*map(len, encoded)], np.uint32)
         return dict(zip(WORDS, (text, lengths), strict=True))
 
@@ -343,7 +359,9 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     path : path-like
     mapped : bool
         Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
-        processes that do so. Then the checksum, which takes every byte, is not checked; without, it is.
+        processes that do so. Then only the header is checked: names, types, shapes and places of the arrays,
+        and that they and the configuration make a table. The checksum, which takes every byte, is not: a
+        damaged number goes unseen; a damaged code may, too, or be refused when it is looked up.
 
     Returns
     -------
@@ -439,27 +457,38 @@ def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike, content: bytes | Callable[[str], Any]) -> None:
-    """Write a file through a temporary one beside it, so that a reader sees all of it or none.
+def write_atomically(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all: a reader sees what was there before, and then all of the new one.
+
+    It is written beside its place as `.NAME.xxxxxxxx.part`, and moved there. Should the process be killed,
+    that one is left; nothing reads it, and it may be deleted.
 
     Parameters
     ----------
     path : path-like
+        A link stays a link, to the new file.
     content : bytes or callable
-        What the file holds, or what writes that to a path.
+        What the file holds, or what writes that to an open file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; then no part of it is left.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if callable(content):
-                content(temporary)
+                content(file)
             else:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise
