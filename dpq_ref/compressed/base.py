@@ -137,11 +137,17 @@ class Compressed(ABC):
         self._rows_into(ids.ravel(), out.reshape(ids.size, self.dim))
         return out
 
-    def reconstruct(self) -> Array:
-        """Whole table, (vocab_size, dim)."""
-        table = np.empty((self.vocab_size, self.dim), self.dtype)
+    def reconstruct(self, out: Array | None = None) -> Array:
+        """Whole table, (vocab_size, dim), made block by block.
+
+        Parameters
+        ----------
+        out : (vocab_size, dim) of the table's dtype in C order, optional
+            Where it goes: a mapped file, where it is larger than memory.
+        """
+        table = np.empty((self.vocab_size, self.dim), self.dtype) if out is None else out
         for ids in self._blocks():
-            table[ids] = self._rows(ids)
+            self.lookup(ids, out=table[ids[0] : ids[-1] + 1])
         return table
 
     def scores(self, queries: Any) -> Array:
@@ -175,7 +181,7 @@ class Compressed(ABC):
         return queries
 
     def _products_with(self, queries: Array) -> Callable[[Integers], Array]:
-        """What gives the inner products of queries (b, dim) with rows of valid ids (m,), as (b, m).
+        """Prepare for the inner products of queries (b, dim) with rows of valid ids (m,), (b, m).
 
         Rows that are equal have equal products, bit by bit. BLAS may round a row by its place.
         """

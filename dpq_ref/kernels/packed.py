@@ -185,9 +185,7 @@ def _decode_row(packed, bit, n_bits, book, s, step, D, out, to):
             bit, base, to = bit + n_bits, base + step, to + s
 
 
-def sum_packed(
-    packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array
-) -> Array:
+def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
     """As `reference.sum_packed`; many queries share what is read of a row, as the lanes of a vector."""
     loops.check_shape("ids", ids, ids.size)
     loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))

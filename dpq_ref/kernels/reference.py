@@ -778,10 +778,8 @@ def decode_packed(
     return out
 
 
-def sum_packed(
-    packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array
-) -> Array:
-    """Sums of the terms that the codes of rows pick: products with queries, row by row, without a row.
+def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
+    """Add up the terms that the codes of rows pick: products with queries, and no row is decoded.
 
     <q, row i> is the sum over groups j of <q_j, values[j, codes[i, j]]>: with those as terms, n rows take n D
     additions in place of n D s products (the asymmetric distances of Jegou, Douze, Schmid 2011, section III).

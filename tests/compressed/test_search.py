@@ -98,7 +98,11 @@ def test_zeros_have_no_direction():
 
 def test_what_it_takes():
     table = whole()
-    for queries, takes in ((np.zeros(12), "shape"), (np.zeros((1, 11)), "shape"), ([[np.nan] * 12], "finite")):
+    for queries, takes in (
+        (np.zeros(12), "shape"),
+        (np.zeros((1, 11)), "shape"),
+        ([[np.nan] * 12], "finite"),
+    ):
         with pytest.raises(ValueError, match=takes):
             table.search(queries)
     with pytest.raises(ValueError, match="n=0"):
