@@ -4,10 +4,11 @@ import glob
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from baselines import METHODS
+from dpq_ref import __version__
 
 DEFAULT = "product"
 SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar": "uniform"}
@@ -67,6 +69,10 @@ frequencies_option = click.option(
     metavar="FILE|zipf",
     help="The words' weights: a file with a word and its count a line (.gz, .xz and .zst, too), or 'zipf' "
     "for rows in the order of their frequency.",
+)
+
+_cluster = click.option(
+    "--cluster", help="A Dask scheduler, as dask://host:8786. Its workers must see the files of both."
 )
 
 
@@ -134,6 +140,7 @@ class Parameter(click.ParamType):
 @_words
 @_tensor
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_cluster
 @_json
 def compress(
     table: str,
@@ -147,6 +154,7 @@ def compress(
     word_file: str | None,
     tensor: str | None,
     seed: int,
+    cluster: str | None,
     as_json: bool,
 ) -> None:
     """Compress a TABLE of embeddings to a size.
@@ -159,6 +167,10 @@ def compress(
     An .npy and a float32 tensor stay in their file, and may be larger than memory. From 1 GiB on, product
     quantization learns codebooks from 256 rows a code, and ITQ and IIQ their rotation from 131,072 rows,
     unless --parameter rows_per_code=null or max_train_rows=null says all.
+
+    From 1 GiB on, too, what has been done is kept in OUTPUT.part, and an interrupted command goes on with it
+    when it is given again. With --cluster the workers give codes to rows, and measure the error; the result
+    is the same, bit by bit.
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output}: it takes a name that ends in .safetensors")
@@ -168,15 +180,69 @@ def compress(
         raise click.UsageError("--ratio, --bits and --budget: it takes one of them")
     size = {"ratio": ratio, "bits": 8 * budget if budget is not None else bits}
     given = {name: value for name, value in size.items() if value is not None} | dict(parameters)
-    with _bar():
+    from dpq_ref.resume import on_cluster
+
+    with _bar(), ExitStack() as stack:
         vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
+        part = None
+        if vectors.nbytes >= LARGE or cluster:
+            part = output.with_name(f"{output.name}.part")
+            command = {"version": __version__, "tensor": tensor, "parameters": given, "seed": seed}
+            files = [_identity(path) for path in (table, frequencies) if path is not None]
+            stack.enter_context(_taken_up(part, command | {"files": files}))
+        if cluster and part:
+            stack.enter_context(on_cluster(cluster))
+            vectors = _in_a_file(vectors, part)
         if method == "best":
-            made, report = _best(vectors, weights, given, seed, as_json)
+            made, report = _best(vectors, weights, given, seed, part, as_json)
         else:
-            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed)
-    made.words = words
-    made.save(output)
+            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed, part)
+        made.words = words
+        made.save(output)
+        if part:
+            shutil.rmtree(part)
     _say({"table": source, **report, **_contents(made, output)}, as_json)
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    """Tell a file from another one, and from what it was before."""
+    status = Path(path).stat()
+    return str(Path(path).resolve()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder of what has been done of a command; emptied, if it was another one."""
+    from filelock import FileLock, Timeout
+
+    from dpq_ref.compressed import write_atomically
+
+    part.mkdir(exist_ok=True)
+    try:
+        with FileLock(part / "lock", timeout=0):
+            said, place = json.dumps(command, sort_keys=True).encode(), part / "command.json"
+            if not place.exists() or place.read_bytes() != said:
+                for path in part.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != "lock":
+                        path.unlink()
+                write_atomically(place, said)
+            yield
+    except Timeout:
+        raise ValueError(f"{part} is in use: another process writes the same output") from None
+
+
+def _in_a_file(vectors: Any, folder: Path) -> Any:
+    """Put a table that is in memory where the workers of a cluster see it."""
+    import numpy as np
+
+    from dpq_ref.resume import Shared
+
+    if Shared(vectors).in_file:
+        return vectors
+    np.save(folder / "table.npy", vectors)
+    return np.load(folder / "table.npy", mmap_mode="r")
 
 
 @contextmanager
@@ -216,10 +282,14 @@ def _read(table: str, tensor: str | None, word_file: str | None, frequencies: st
     return vectors, words, source, weights
 
 
-def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int) -> tuple[Any, Any]:
-    """Compressed table of a method, and what to say of it."""
+def _fit(
+    method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int, part: Path | None
+) -> tuple[Any, Any]:
+    """Compressed table of a method, and what to say of it; where there is a part, taken up from there."""
     from baselines import REGISTRY
+    from dpq_ref.compressed import load
     from dpq_ref.metrics import relative_error
+    from dpq_ref.resume import resuming
 
     try:
         estimator = REGISTRY[method](**parameters)
@@ -232,13 +302,19 @@ def _fit(method: str, vectors: Any, weights: Any, parameters: dict[str, Any], se
     if vectors.nbytes >= LARGE:
         estimator.set_params(**{name: n for name, (n, _) in SAMPLES.items() if name in free})
     start = time.perf_counter()
-    made = estimator.fit(vectors, sample_weight=weights).compress()
+    with resuming(part / method) if part else nullcontext():
+        estimator.fit(vectors, sample_weight=weights)
+    made = estimator.compress()
     seconds = time.perf_counter() - start
     report: dict[str, Any] = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
     del estimator  # its codes, which are not packed
-    report["relative_error"] = relative_error(vectors, made)
+    judged = made
+    if part:  # mapped, it is small to send
+        made.save(part / method / "made.safetensors")
+        judged = load(part / method / "made.safetensors", mapped=True)
+    report["relative_error"] = relative_error(vectors, judged)
     if weights is not None:
-        report["weighted_relative_error"] = relative_error(vectors, made, weights)
+        report["weighted_relative_error"] = relative_error(vectors, judged, weights)
     return made, report | {"fit_seconds": round(seconds, 3)}
 
 
@@ -251,7 +327,9 @@ def _learned_from(estimator: Any, n: int) -> str:
     return f"{what}: {n_train:,} of {n:,} rows, at random; all else: all rows"
 
 
-def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool) -> tuple[Any, Any]:
+def _best(
+    vectors: Any, weights: Any, given: dict[str, Any], seed: int, part: Path | None, quiet: bool
+) -> tuple[Any, Any]:
     """Try the methods at one budget; the table of the least error, and what to say of all."""
     if len(given) != 1 or not given.keys() <= {"ratio", "bits"}:
         raise click.UsageError(
@@ -263,7 +341,7 @@ def _best(vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: b
         if method in SLOW:
             continue
         try:
-            made, report = _fit(method, vectors, weights, given, seed)
+            made, report = _fit(method, vectors, weights, given, seed, part)
         except ValueError as error:
             if not quiet:
                 click.echo(f"{method:18} {error}", err=True)
@@ -361,31 +439,52 @@ def verify(file: str, as_json: bool) -> None:
     help="Folder of word sets: similarity (*.tsv), questions-words.txt, BLESS.txt.",
 )
 @_tensor
+@_cluster
 @_json
 def evaluate(
-    file: str, table: str, frequencies: str | None, sets: str | None, tensor: str | None, as_json: bool
+    file: str,
+    table: str,
+    frequencies: str | None,
+    sets: str | None,
+    tensor: str | None,
+    cluster: str | None,
+    as_json: bool,
 ) -> None:
     """Judge a compressed FILE by the TABLE that it stands for.
 
     Errors, neighbours kept, spectra; with --sets word similarity and analogies, before and after; and the
     words whose vectors have changed most, by error relative to their length.
+
+    From 1 GiB on the decoded rows go through a file beside FILE, as large as the table, which is removed at
+    the end. With --cluster the workers measure errors and cosines; all numbers are the same, bit by bit.
     """
+    from tempfile import TemporaryDirectory
+
     import numpy as np
 
     from dpq_ref.compressed import load
     from dpq_ref.metrics import METRICS, judge
+    from dpq_ref.resume import on_cluster
     from figures.tables import Paths, judge_words
     from figures.tables import read as read_words_too
 
     made = load(file)
     data = read_words_too(Paths(table, frequencies, sets, tensor))
-    rows, full = made.reconstruct(), data.vectors
-    if rows.shape != full.shape:
-        raise ValueError(f"{file} has {rows.shape} entries, and {table} {full.shape}")
-    metrics = judge(full, rows, data.weights)
-    before, after = judge_words(data, full), judge_words(data, rows, made)
-    lengths = np.linalg.norm(full, axis=1)
-    loss = np.linalg.norm(rows - full, axis=1) / np.where(lengths > 0, lengths, 1)
+    full, shape = data.vectors, (made.vocab_size, made.dim)
+    if shape != full.shape:
+        raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
+    with _bar(), ExitStack() as stack:
+        rows: Any = None
+        if full.nbytes >= LARGE or cluster:
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=Path(file).resolve().parent)))
+            full = _in_a_file(full, folder)
+            rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
+        rows = made.reconstruct(out=rows)
+        if cluster:
+            stack.enter_context(on_cluster(cluster))
+        metrics = judge(full, rows, data.weights)
+        before, after = judge_words(data, full), judge_words(data, rows, made)
+        loss = _relative_loss(full, rows)
     worst = np.argsort(-loss, kind="stable")[:WORST].tolist()
     names = data.words or range(len(full))
     report = {
@@ -405,6 +504,19 @@ def evaluate(
         was = f"{before[name]:.4g} -> " if name in before else ""
         click.echo(f"{label:52} {was}{value:.4g}")
     click.echo("largest relative loss: " + ", ".join(f"{names[i]} {loss[i]:.2f}" for i in worst))
+
+
+def _relative_loss(full: Any, rows: Any) -> Any:
+    """Lengths of the differences over those of the rows, (n,)."""
+    import numpy as np
+
+    from baselines.rows import blocks
+
+    loss = np.empty(len(full))
+    for some in blocks(*full.shape):
+        lengths = np.linalg.norm(full[some], axis=1)
+        loss[some] = np.linalg.norm(rows[some] - full[some], axis=1) / np.where(lengths > 0, lengths, 1)
+    return loss
 
 
 def _asked(words: tuple[str, ...]) -> list[str]:

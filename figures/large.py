@@ -87,6 +87,7 @@ def draw(folder: Path) -> list[Path]:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    records = [json.loads(path.read_text(encoding="utf8")) for path in (folder / "runs").glob("*.json")]
     rows = [
         {
             "run": record["run"], "rows": record["rows"], "table_gb": record["table_bytes"] / 1e9,
@@ -94,7 +95,7 @@ def draw(folder: Path) -> list[Path]:
             "compression_ratio": record["compression_ratio"], "relative_error": record["relative_error"],
             "learned_from": record["learned_from"],
         }
-        for record in (json.loads(path.read_text()) for path in (folder / "runs").glob("*.json"))
+        for record in records
     ]  # fmt: skip
     rows.sort(key=lambda row: (row["rows"], [*RUNS].index(row["run"])))
     sizes = sorted({row["rows"] for row in rows})

@@ -22,6 +22,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
+from dpq_ref.resume import on_cluster
 
 Record = dict[str, Any]
 
@@ -226,18 +227,9 @@ def _workers(cluster: str | None) -> Iterator[None]:
     if cluster is None:
         with parallel_config("loky", inner_max_num_threads=1):
             yield
-        return
-    scheme, _, address = cluster.partition("://")
-    if scheme != "dask" or not address:
-        raise ValueError(
-            f"cluster={cluster!r}; it takes the address of a Dask scheduler, as dask://host:8786"
-        )
-    try:
-        from distributed import Client
-    except ModuleNotFoundError as error:
-        raise ValueError("cluster: it needs Dask, pip install 'dpq-ref[cluster]'") from error
-    with Client(f"tcp://{address}", timeout=10), parallel_config("dask"):
-        yield
+    else:
+        with on_cluster(cluster):
+            yield
 
 
 def _publish(work: Path, final: Path, runs: list[Run]) -> None:

@@ -114,7 +114,7 @@ def read(paths: Paths) -> WordTable:
                 relations = wordfiles.read_relations(path)
         if not (similarity or questions or relations):
             raise ValueError(f"{folder} has no similarity sets (*.tsv), questions-words.txt or BLESS.txt")
-    digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(vectors).data)
     digest.update(b"" if weights is None else weights.tobytes())
     return WordTable(words or [], vectors, weights, similarity, questions, relations, digest.hexdigest())
 

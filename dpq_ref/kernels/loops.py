@@ -171,6 +171,27 @@ def add_4(typing, to, start, source, at, weight):
 
 
 @_intrinsic
+def add_line(typing, to, start, source, at):
+    """Add 64 bytes of numbers from source[at] on to those from to[start] on; nothing is checked.
+
+    Both have one axis, are in C order and of one dtype.
+    """
+
+    def generate(context, builder, signature, arguments):
+        entry = context.get_value_type(to.dtype)
+        align = context.get_abi_sizeof(entry)
+        vector = ir.VectorType(entry, LINE // align).as_pointer()
+        target, origin = (
+            builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
+        )
+        total = builder.fadd(builder.load(target, align=align), builder.load(origin, align=align))
+        builder.store(total, target, align=align)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, source, types.intp), generate
+
+
+@_intrinsic
 def turn_4(typing, to, start, stride, source, at, step, centre, c):
     """to[start + stride b + a] = source[at + step a + b] - centre[c + b] for a and b below 4.
 

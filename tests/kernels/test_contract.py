@@ -92,6 +92,10 @@ def packed_rows(d: Draw) -> tuple:
     return stream, 4, d.below(N, d.b), d.D, d.book()
 
 
+def packed_terms(d: Draw) -> tuple:
+    return *packed_rows(d)[:4], d.real(5, d.D, K)
+
+
 def lengths() -> np.ndarray:
     return np.array([3, 0, 1, 5, 3, 5, 4])  # code 1 never comes
 
@@ -112,6 +116,7 @@ CONTRACT = {
     "unpack_codes": Row(BITWISE, packed),
     "unpack_levels": Row(BITWISE, levels),
     "decode_packed": Row(BITWISE, packed_rows, nan=(4,)),
+    "sum_packed": Row(BITWISE, packed_terms, nan=(4,)),
     "canonical_code": Row(BITWISE, lambda d: (lengths(),)),
     "pack_prefix": Row(BITWISE, lambda d: (some_codes(d), lengths())),
     "unpack_prefix": Row(
@@ -543,6 +548,7 @@ def test_indices_out_of_range(module, bad):
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
         lambda: module.decode_packed(np.zeros(1, np.uint8), 2, ids, 1, x[None]),
+        lambda: module.sum_packed(np.zeros(1, np.uint8), 2, ids, 1, x[:, None]),
         lambda: module.pack_prefix(codes[:, 0], np.full(4, 2)),
     ]
     for call in calls:
@@ -610,6 +616,8 @@ def test_shapes_are_checked(module):
         lambda: module.decode_packed(stream, 4, ids, D, book[:2]),
         lambda: module.decode_packed(stream, 4, ids, D, book, out=np.empty((6, D * S + 1), np.float32)),
         lambda: module.decode_packed(stream, 4, ids[:, None], D, book),
+        lambda: module.sum_packed(stream, 4, ids, D, book[:2]),
+        lambda: module.sum_packed(stream, 4, ids[:, None], D, book),
         lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:5, 0], r, 2),
@@ -655,6 +663,9 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "unpack_levels", (stream, n_bits, levels, np.array([8, 0, 3, 3]), 7))
         values = np.random.default_rng(0).standard_normal((7, 1 << n_bits, 2)).astype(dtype)
         check(module, "decode_packed", (stream, n_bits, np.array([8, 0, 3, 3]), 7, values))
+        terms = np.random.default_rng(0).standard_normal((20, 7, 1 << n_bits)).astype(dtype)
+        for q in (0, 1, 3, 4, 20):
+            check(module, "sum_packed", (stream, n_bits, np.array([8, 0, 3, 3, 1]), 7, terms[:q]))
 
 
 @pytest.mark.parametrize(
