@@ -10,6 +10,7 @@ learned are in `baselines.itq` and `baselines.near_lossless`.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable, ScalarTable
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.progress import told
+from dpq_ref.resume import Shared, in_blocks, kept
 
 Bits = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
@@ -166,8 +168,10 @@ class BinaryCoder(Compressor):
 
     def _decode_by_least_squares(self, X: Array, weights: Float64) -> None:
         self.codes_ = self._code(X)
-        decoder, offset = linear_decoder(self.codes_, X, weights)
-        self.decoder_, self.offset_ = decoder.astype(np.float32), offset.astype(np.float32)
+        learned = kept(
+            "decoder", lambda: dict(zip("Ao", linear_decoder(self.codes_, X, weights), strict=True))
+        )
+        self.decoder_, self.offset_ = (learned[name].astype(np.float32) for name in "Ao")
 
     def _most(self, d: int) -> int | None:
         """Bits that a row of d entries can have; None: any number."""
@@ -270,12 +274,14 @@ def sides(X: Array, planes: Array, mean: Array | None = None) -> Bits:
 
     A product of which each row is the same, bit by bit, whatever rows are beside it: so are the bits.
     """
-    kernels = backend.get()
-    codes = np.empty((len(X), planes.shape[1]), np.uint8)
-    for rows in told("codes", blocks(len(X), max(planes.shape))):
-        block = X[rows] if mean is None else X[rows] - mean
-        codes[rows] = kernels.sides(block.astype(planes.dtype, copy=False), planes)
-    return codes
+    find = partial(_sides_of, Shared(X), planes, mean)
+    return in_blocks("codes", find, blocks(len(X), max(planes.shape)), planes.shape[1], np.uint8)
+
+
+def _sides_of(X: Shared, planes: Array, mean: Array | None, rows: slice) -> Bits:
+    """Bits of some rows, perhaps on another machine."""
+    block = X.array[rows] if mean is None else X.array[rows] - mean
+    return backend.get().sides(block.astype(planes.dtype, copy=False), planes)
 
 
 def weighted_mean(X: NDArray, weights: Float64) -> Float64:

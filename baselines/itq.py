@@ -15,6 +15,7 @@ from baselines.rows import Rows, blocks, sample
 from dpq_ref import backend, checks
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.progress import told
+from dpq_ref.resume import kept
 
 PRODUCT_ROWS = 512  # that the kernel takes at a time: where blocks of them end, too, no product is another
 
@@ -122,19 +123,23 @@ class ITQ(BinaryCoder):
         removed = self._number_removed(*X.shape)
         rng = np.random.default_rng(self.random_state)
         some = self._sample(X.shape[1], weights, rng)
-        self.mean_ = weighted_mean(X, weights).astype(X.dtype)
-        centred = Rows(X, centre=self.mean_)
-        directions = right_vectors(centred, weights, removed + n_bits)[1][removed : removed + n_bits]
-        self.components_ = np.zeros((n_bits, X.shape[1]), X.dtype)
-        self.components_[: len(directions)] = directions
-        with threadpool_limits(1, "blas"):
-            V = self._projected(Rows(X, some, self.mean_))
-            q = weights if some is None else weights[some]
-            starts = (random_frame(n_bits, n_bits, rng) for _ in range(n_init))
-            runs = (itq_rotation(V, q, start, max_iter) for start in starts)
-            self.rotation_, self.objective_ = min(runs, key=lambda run: run[1][-1])
-        self.n_iter_, self.n_train_rows_ = len(self.objective_), len(V)
-        del V
+
+        def learn() -> dict[str, Any]:
+            mean = weighted_mean(X, weights).astype(X.dtype)
+            vectors = right_vectors(Rows(X, centre=mean), weights, removed + n_bits)[1]
+            components = np.zeros((n_bits, X.shape[1]), X.dtype)
+            components[: len(vectors) - removed] = vectors[removed : removed + n_bits]
+            with threadpool_limits(1, "blas"):
+                V = projected(Rows(X, some, mean), components)
+                q = weights if some is None else weights[some]
+                starts = (random_frame(n_bits, n_bits, rng) for _ in range(n_init))
+                runs = (itq_rotation(V, q, start, max_iter) for start in starts)
+                rotation, objective = min(runs, key=lambda run: run[1][-1])
+            return {"mean": mean, "components": components, "rotation": rotation, "objective": objective}
+
+        for name, array in kept("rotation", learn).items():
+            setattr(self, f"{name}_", array)
+        self.n_iter_, self.n_train_rows_ = len(self.objective_), len(X) if some is None else len(some)
         self._planes = (self.components_.T @ self.rotation_).astype(X.dtype)
         self._decode_by_least_squares(X, weights)
         return self
@@ -144,13 +149,6 @@ class ITQ(BinaryCoder):
         if self.max_train_rows is None:
             return None
         return sample(weights, checks.positive("max_train_rows", self.max_train_rows, least=d), d, rng)
-
-    def _projected(self, rows: Rows) -> Array:
-        """Components of rows, V, (n, d) -> (n, c)."""
-        V = np.empty((len(rows), len(self.components_)), rows.dtype)
-        for block in told("components", blocks(*rows.shape, PRODUCT_ROWS)):
-            V[block] = backend.get().multiply(rows[block], self.components_.T)
-        return V
 
     def _code(self, X: Array) -> Bits:
         return sides(X, self._planes, self.mean_)
@@ -233,6 +231,14 @@ class IIQ(ITQ):
 
 
 # --- Rotations ------------------------------------------------------------------------------------------
+
+
+def projected(rows: Rows, components: Array) -> Array:
+    """Components of rows, V, (n, d), (c, d) -> (n, c)."""
+    V = np.empty((len(rows), len(components)), rows.dtype)
+    for block in told("components", blocks(*rows.shape, PRODUCT_ROWS)):
+        V[block] = backend.get().multiply(rows[block], components.T)
+    return V
 
 
 def procrustes(product: Float64) -> Float64:

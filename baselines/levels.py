@@ -46,7 +46,7 @@ def nearest_level(X: Array, clips: Any, n_bits: int, rng: np.random.Generator | 
     codes = np.empty(X.shape, np.min_scalar_type(top))
     clips = np.broadcast_to(np.where(clips, clips, np.inf).astype(np.float64), X.shape)
     step = max(1, BLOCK // X.shape[1])
-    for i in told("codes", range(0, len(X), step)):
+    for i in range(0, len(X), step):
         position = (X[i : i + step] / clips[i : i + step] + 1) * (top / 2)
         rounded = np.rint(position) if rng is None else np.floor(position + rng.random(position.shape))
         codes[i : i + step] = np.clip(rounded, 0, top)

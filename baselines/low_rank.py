@@ -20,6 +20,7 @@ from dpq_ref.backend import one_blas_thread
 from dpq_ref.compressed import FactoredTable
 from dpq_ref.kernels.reference import Array
 from dpq_ref.progress import told
+from dpq_ref.resume import kept
 
 OVERSAMPLING = 10  # directions that the randomized solver carries beyond the rank
 GRAM_ROWS = 2048  # that the kernel takes at a time, where blocks of them end, too, no sum is another
@@ -108,7 +109,8 @@ class LowRank(Compressor):
         rank = self._rank(*X.shape)
         iterations = checks.positive("power_iterations", self.power_iterations, least=0)
         if self.solver == "exact":
-            self.singular_values_, vectors = right_vectors(X, weights, rank)
+            learned = kept("vectors", lambda: dict(zip("sV", right_vectors(X, weights, rank), strict=True)))
+            self.singular_values_, vectors = learned["s"], learned["V"]
         elif self.solver == "randomized":
             rng = check_random_state(self.random_state)
             self.singular_values_, vectors = randomized_right_vectors(X, weights, rank, iterations, rng)

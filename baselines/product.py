@@ -6,6 +6,7 @@ T. Ge, K. He, Q. Ke, J. Sun, *Optimized Product Quantization for Approximate Nea
 """
 
 from collections.abc import Iterable
+from functools import partial
 from math import exp, lgamma
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from dpq_ref.compressed import FactoredTable, ProductTable
 from dpq_ref.compressed.product import group_columns
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 from dpq_ref.kmeans import KMeans
-from dpq_ref.progress import told
+from dpq_ref.resume import Shared, in_blocks, kept
 
 LLOYD = 25  # iterations of k-means
 BYTE = 8  # bits of a code at most, where a budget decides
@@ -119,11 +120,17 @@ class ProductQuantizer(Compressor):
         n_codes = self._settle(*X.shape)
         kmeans = self._kmeans(n_codes, checks.positive("max_iter", self.max_iter))
         some = self._sample(weights, n_codes, kmeans.rng)
-        kmeans.fit(self._cut(X if some is None else X[some]), weights if some is None else weights[some])
-        self.codebooks_ = backend.to_numpy(kmeans.centroids)
-        self.codes_ = backend.to_numpy(kmeans.codes) if some is None else self._nearest(X)
-        self.n_train_rows_ = len(kmeans.codes)
-        self.objective_ = np.sum(kmeans.objective, axis=1)
+
+        def learn() -> dict[str, Any]:
+            kmeans.fit(self._cut(X if some is None else X[some]), weights if some is None else weights[some])
+            found = {"codebooks": kmeans.centroids} | ({"codes": kmeans.codes} if some is None else {})
+            found = {name: backend.to_numpy(array) for name, array in found.items()}
+            return found | {"objective": np.sum(kmeans.objective, axis=1)}
+
+        learned = kept("codebooks", learn)
+        self.codebooks_, self.objective_ = learned["codebooks"], learned["objective"]
+        self.codes_ = learned["codes"] if some is None else self._nearest(X)
+        self.n_train_rows_ = len(X) if some is None else len(some)
         self.n_iter_ = len(self.objective_)
         return self
 
@@ -183,22 +190,14 @@ class ProductQuantizer(Compressor):
         return n * n_groups * (n_codes - 1).bit_length() + 32 * n_codes * d
 
     def _cut(self, X: Array) -> Array:
-        """Rows as points of D groups, (n, d) -> (n, D, s)."""
-        if self._columns.all():
-            return X.reshape(len(X), *self._columns.shape)
-        xp = backend.array_module(X)
-        points = xp.zeros((len(X), self._columns.size), X.dtype)
-        points[:, xp.asarray(np.flatnonzero(self._columns))] = X
-        return points.reshape(len(X), *self._columns.shape)
+        return cut(X, self._columns)
 
-    def _nearest(self, X: Array) -> Integers:
-        kernels = backend.get(self.backend)
-        asarray, codes = kernels.xp.asarray, np.empty((len(X), len(self._columns)), np.int32)
-        codebooks = asarray(self.codebooks_)
-        for rows in told("codes", blocks(*X.shape)):
-            points = self._cut(X[rows]).astype(self.codebooks_.dtype, copy=False)
-            codes[rows] = backend.to_numpy(kernels.nearest_code(asarray(points), codebooks))
-        return codes
+    def _nearest(self, X: Array, rotation: Array | None = None) -> Integers:
+        """Codes of rows, rotated if there is a rotation, block by block."""
+        books = self.codebooks_
+        find = partial(_nearest_of, Shared(X), books, self._columns, rotation, self.backend)
+        smallest = np.min_scalar_type(books.shape[1] - 1)
+        return in_blocks("codes", find, blocks(*X.shape), len(books), np.int32, smallest)
 
     def _joined(self, codes: Integers, codebooks: Array) -> Array:
         """Centroids of codes side by side, (n, D) -> (n, d), where the kernels are."""
@@ -288,8 +287,6 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn rotation and codebooks; parameters and errors as in `ProductQuantizer`."""
-        from threadpoolctl import threadpool_limits
-
         X = self._table(X)
         weights = self._weights(sample_weight, len(X))
         n_codes = self._settle(*X.shape)
@@ -297,6 +294,18 @@ class OptimizedProductQuantizer(ProductQuantizer):
         inner_iter = checks.positive("inner_iter", self.inner_iter)
         if self.init not in ("parametric", "pq"):
             raise ValueError(f"init={self.init!r}; it takes 'parametric' or 'pq'")
+        learned = kept("rotation", lambda: self._learn(X, weights, n_codes, max_iter, inner_iter))
+        self.codebooks_, self.objective_ = learned["codebooks"], learned["objective"]
+        self.rotation_, self.n_iter_ = learned["rotation"].astype(X.dtype), int(learned["turns"])
+        self.codes_ = self._nearest(X, self.rotation_)
+        return self
+
+    def _learn(
+        self, X: Array, weights: NDArray[np.float64], n_codes: int, max_iter: int, inner_iter: int
+    ) -> dict[str, Any]:
+        """Take turns between codebooks and rotation."""
+        from threadpoolctl import threadpool_limits
+
         with threadpool_limits(1, "blas"):
             rotation: Array = np.eye(X.shape[1])
             if self.init == "parametric":
@@ -309,25 +318,23 @@ class OptimizedProductQuantizer(ProductQuantizer):
                 return self._cut(kmeans.kernels.multiply(there, R))
 
             kmeans.fit(rotated(), weights)
-            objective = list(kmeans.objective)
+            objective, turns = list(kmeans.objective), 0
             kmeans.max_iter = inner_iter
-            for self.n_iter_ in range(1, max_iter + 1):
+            while turns < max_iter:
+                turns += 1
                 before = np.sum(objective[-1])
                 rotation = self._procrustes(there, weights, self._joined(kmeans.codes, kmeans.centroids))
                 kmeans.fit(rotated(), weights, kmeans.centroids)
                 objective += kmeans.objective
                 if np.sum(objective[-1]) >= (1 - 1e-6) * before:
                     break
-        self.codebooks_ = backend.to_numpy(kmeans.centroids)
-        self.rotation_ = rotation.astype(X.dtype)
-        self.codes_ = self._nearest(self._rotated(X))
-        self.objective_ = np.sum(objective, axis=1)
-        return self
+        found = {"rotation": rotation, "codebooks": backend.to_numpy(kmeans.centroids)}
+        return found | {"turns": np.array(turns), "objective": np.sum(objective, axis=1)}
 
     def transform(self, X: Any) -> Integers:
         """Codes of rows: the nearest centroid of the rotated row in each group, (n, d) -> (n, D) int32."""
         check_is_fitted(self)
-        return self._nearest(self._rotated(self._rows(X)))
+        return self._nearest(self._rows(X), self.rotation_)
 
     def inverse_transform(self, Z: Any) -> Array:
         """Rows of codes: their centroids side by side, rotated back, (n, D) integers in [0, K) -> (n, d)."""
@@ -340,10 +347,6 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def _bits(self, n: int, d: int, *, n_groups: int, n_codes: int) -> int:
         return super()._bits(n, d, n_groups=n_groups, n_codes=n_codes) + 32 * d * d
-
-    def _rotated(self, X: Array) -> Array:
-        """X R, a row the same in any batch."""
-        return self._combined(X.astype(self.rotation_.dtype, copy=False), self.rotation_)
 
     def _combined(self, rows: Array, basis: Array) -> Array:
         """Rows times a basis, each the same whatever rows are beside it."""
@@ -358,6 +361,33 @@ class OptimizedProductQuantizer(ProductQuantizer):
         product = kernels.cross(X, targets, kernels.xp.asarray(shares))
         left, _, right = linalg.svd(backend.to_numpy(product))
         return left @ right
+
+
+def cut(X: Array, columns: NDArray[np.bool_]) -> Array:
+    """Rows as points of D groups, (n, d), (D, s) -> (n, D, s)."""
+    if columns.all():
+        return X.reshape(len(X), *columns.shape)
+    xp = backend.array_module(X)
+    points = xp.zeros((len(X), columns.size), X.dtype)
+    points[:, xp.asarray(np.flatnonzero(columns))] = X
+    return points.reshape(len(X), *columns.shape)
+
+
+def _nearest_of(
+    X: Shared,
+    codebooks: Array,
+    columns: NDArray[np.bool_],
+    rotation: Array | None,
+    name: str | None,
+    rows: slice,
+) -> Integers:
+    """Codes of some rows, perhaps on another machine."""
+    kernels = backend.get(name)
+    some, books = kernels.xp.asarray(X.array[rows]), kernels.xp.asarray(codebooks)
+    if rotation is not None:
+        some = kernels.combine(some.astype(rotation.dtype, copy=False), kernels.xp.asarray(rotation))
+    points = cut(some, columns).astype(codebooks.dtype, copy=False)
+    return backend.to_numpy(kernels.nearest_code(points, books))
 
 
 def expected_error(d: int, *, n_groups: int, n_codes: int) -> float:

@@ -240,9 +240,9 @@ class ResidualQuantizer(Compressor):
 
     def _sum(self, codes: Integers) -> Array:
         """Sum the centroids of codes up, (n, M) -> (n, d), where the kernels are."""
-        there: Integers = self._there(codes)
+        there = self._there(codes)
         books = self._there(self.codebooks_)
-        rows = backend.array_module(books).zeros((len(codes), books.shape[2]), books.dtype)
+        rows: Array = backend.array_module(books).zeros((len(codes), books.shape[2]), books.dtype)
         for m in range(codes.shape[1]):
             rows += books[m, there[:, m]]
         return rows

@@ -7,6 +7,7 @@ compare with, the two floating-point formats of 16 bits.
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,10 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from baselines.base import Compressor
 from baselines.levels import in_order, lloyd, nearest_level, nearest_of, optimal_clips
+from baselines.rows import blocks
 from dpq_ref import checks
 from dpq_ref.backend import to_numpy
 from dpq_ref.compressed import DenseTable, ScalarTable, to_bfloat16, uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
+from dpq_ref.resume import Shared, in_blocks, kept
 
 SCALES = ("table", "column", "row")
 FORMATS = ("float16", "bfloat16")
@@ -170,14 +173,25 @@ class UniformQuantizer(ScalarQuantizer):
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(f"rounding={self.rounding!r}; it takes 'nearest' or 'stochastic'")
         self._levels_ = None
-        self._scales_ = as_float32(optimal_clips(X, weights, self._bits_, self.scale))
+        learned = kept("clips", lambda: {"clips": optimal_clips(X, weights, self._bits_, self.scale)})
+        self._scales_ = as_float32(learned["clips"])
         self.clip_ = self._scales_.item() if self.scale == "table" else self._scales_
         self.codes_ = self._encode(X, self._scales_)
         return self
 
     def _encode(self, X: Array, scales: Any) -> Integers:
         rng = np.random.default_rng(self.random_state) if self.rounding == "stochastic" else None
-        return nearest_level(X, scales, self._bits_, rng)
+        if rng is not None:  # a draw follows those of the rows before
+            return nearest_level(X, scales, self._bits_, rng)
+        find = partial(_levels_of, Shared(X), scales, self._bits_)
+        return in_blocks(
+            "codes", find, blocks(*X.shape), X.shape[1], np.min_scalar_type((1 << self._bits_) - 1)
+        )
+
+
+def _levels_of(X: Shared, scales: Array, n_bits: int, rows: slice) -> Integers:
+    """Levels of some rows, perhaps on another machine."""
+    return nearest_level(X.array[rows], scales if len(scales) == 1 else scales[rows], n_bits)
 
 
 class KMeansQuantizer(ScalarQuantizer):

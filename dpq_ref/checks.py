@@ -3,6 +3,7 @@
 Tables and weights come in on the host, wherever they were; ids stay where they are.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -67,19 +68,35 @@ def as_table(table: Any, name: str = "X") -> NDArray[np.floating]:
     double = array.dtype.newbyteorder("=") == np.float64
     array = array.astype(np.float64 if double else np.float32, copy=False)
     array = np.ascontiguousarray(array)
-    count, row, step = 0, 0, max(1, BLOCK // array.shape[1])
+    count, step = 0, max(1, BLOCK // array.shape[1])
     for start in told("reading", range(0, len(array), step)):
         block = array[start : start + step]
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(np.vdot(block, block)):  # one pass; only where it is not, each entry is looked at
                 continue
         bad = ~np.isfinite(block)
-        row = row if count or not bad.any() else start + int(bad.any(axis=1).argmax())
+        if not count and bad.any():
+            row, column = divmod(start * array.shape[1] + int(bad.argmax()), array.shape[1])
         count += int(bad.sum())
     if count:
         entries = "entry that is" if count == 1 else "entries that are"
-        raise ValueError(f"{name} has {count} {entries} NaN or infinite, the first in row {row}")
+        raise ValueError(
+            f"{name} has {count} {entries} NaN or infinite, the first in row {row}, column {column}"
+        )
     return array
+
+
+def utf8(words: Iterable[str]) -> list[bytes]:
+    """Encode words (TypeError; ValueError that names the row: half of a surrogate pair has no UTF-8)."""
+    encoded = []
+    for row, word in enumerate(words):
+        if not isinstance(word, str):
+            raise TypeError(f"words must be str, got {type(word).__name__} in row {row}")
+        try:
+            encoded.append(word.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"row {row}: the word {word!r} has no UTF-8: {error.reason}") from error
+    return encoded
 
 
 def as_weights(weights: Any, n: int, name: str = "weights") -> NDArray[np.float64]:

@@ -1,16 +1,16 @@
 """The command `dpq-ref`. Each subcommand imports what it needs when it runs, so that help comes at once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dpq_ref import __version__
-from dpq_ref.cli_tables import COMMANDS, backend_option
+from dpq_ref.cli_tables import COMMANDS, backend_option, frequencies_option
 
 PROFILES = {"default": "main.toml", "quick": "quick.toml"}
+RESUMED = "run", "compare", "compare-table", "compress-lm", "train"
+MEND = ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError  # what a user can
 
 
 _jobs = click.option(
@@ -42,8 +42,16 @@ class Commands(click.Group):
         """Run a command; --debug lets the traceback through."""
         if context.params["debug"]:
             return super().invoke(context)
-        with _clear_errors():
+        try:
             return super().invoke(context)
+        except KeyboardInterrupt:
+            goes_on = context.invoked_subcommand in RESUMED
+            click.echo("interrupted" + "; the same command goes on where it was" * goes_on, err=True)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            raise  # `| head` has seen enough: click ends without a word
+        except MEND as error:
+            raise click.ClickException(str(error) or "out of memory") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,7 +60,7 @@ class Commands(click.Group):
 def main(debug: bool) -> None:
     """Learn, compress and compare embedding tables: DPQ and the classical methods.
 
-    Exit status: 0 done, 1 it could not be done, 2 the command was not understood, 130 interrupted.
+    Exit status: 0 done, 1 it could not be done, 2 the command was not understood, 130 interrupted (Ctrl-C).
     """
 
 
@@ -62,7 +70,10 @@ for _command in COMMANDS:
 
 @main.command()
 def info() -> None:
-    """Print versions, machine, back ends, threads and BLAS, and what to set where BLAS is slow."""
+    """Print versions, machine, back ends, threads and BLAS.
+
+    Where BLAS is slow, it says what to set.
+    """
     from dpq_ref.environment import machine
 
     for name, value in machine().items():
@@ -89,10 +100,11 @@ _texts = click.option(
 def run(
     grid: Path, data: str | None, output: Path, jobs: int | None, cluster: str | None, backend: str | None
 ) -> None:
-    """Run a GRID of methods, parameters and seeds: a text classifier with each embedding.
+    """Run a GRID of methods on a text classifier.
 
-    GRID is a TOML file, as those in figures/grids. Writes OUTPUT/runs/*.json, one a run, a failed one with
-    its error. `dpq-ref plot OUTPUT` and `dpq-ref report OUTPUT` show them.
+    A text classifier is trained with each embedding. GRID is a TOML file of methods, parameters and seeds, as
+    those in figures/grids. Writes OUTPUT/runs/*.json, one a run, a failed one with its error.
+    `dpq-ref plot OUTPUT` and `dpq-ref report OUTPUT` show them.
     """
     _fail_for(_classified(grid, data, output, jobs, cluster, backend))
     click.echo(f"{output / 'runs'}; next: dpq-ref plot {output}")
@@ -104,8 +116,7 @@ def _classified(
     from figures.run import read_grid, run_grid
 
     _warn_of_slow_blas()
-    with _clear_errors():
-        return run_grid(read_grid(grid, data, backend), output, jobs=jobs, cluster=cluster)
+    return run_grid(read_grid(grid, data, backend), output, jobs=jobs, cluster=cluster)
 
 
 @main.command()
@@ -124,10 +135,11 @@ def _classified(
 def compare(
     profile: str, grid: Path | None, data: str | None, output: Path, jobs: int | None, backend: str | None
 ) -> None:
-    """Train a text classifier with each embedding, compress, compare and draw.
+    """Compare all methods on a text classifier, and draw.
 
-    Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
-    behind each) and runs/*.json with everything about each run.
+    It is trained with each embedding; tables are compressed, and all judged at their bits. Writes
+    OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv behind each)
+    and runs/*.json with everything about each run.
     """
     from figures.run import GRIDS
 
@@ -136,11 +148,7 @@ def compare(
 
 @main.command()
 @click.argument("table", type=click.Path(exists=True, dir_okay=False))
-@click.option(
-    "--frequencies",
-    type=click.Path(exists=True, dir_okay=False),
-    help="File with a word and its count a line (.gz and .xz, too): the weights of the words.",
-)
+@frequencies_option
 @click.option(
     "--word-sets",
     type=click.Path(exists=True, file_okay=False),
@@ -159,19 +167,17 @@ def compare_table(
     seeds: int | None,
     jobs: int | None,
 ) -> None:
-    """Compress a TABLE of word vectors by every method, judge what each keeps, and draw.
+    """Compare all methods on a TABLE of word vectors, and draw.
 
-    TABLE is an .npz with the arrays `words` (n,) and `vectors` (n, d), or text, a word and its numbers a
-    line, as GloVe, word2vec and fastText have it.
+    TABLE is as for `dpq-ref compress`.
 
     Writes OUTPUT/results.csv, the table printed at the end, the figures (.png, .svg, .pdf and the .csv
     behind each) and runs/*.json with everything about each run.
     """
     from figures.tables import GRID, Paths, sweep
 
-    with _clear_errors():
-        do, runs = sweep(grid or GRID, Paths(table, frequencies, word_sets), seeds)
-        records = do(runs, output, jobs=jobs)
+    do, runs = sweep(grid or GRID, Paths(table, frequencies, word_sets), seeds)
+    records = do(runs, output, jobs=jobs)
     _finish(records, output)
 
 
@@ -182,20 +188,20 @@ def compare_table(
 @_output("results/language")
 @_jobs
 def compress_lm(model: str, data: str, grid: Path | None, output: Path, jobs: int | None) -> None:
-    """Compress the tables of a trained language model by every method, and train it on.
+    """Compress a trained language MODEL by every method.
 
-    MODEL is the folder of a finished `dpq-ref train lm` with the full embedding. Writes OUTPUT/runs/*.json:
-    perplexity, ratio and bits of each; and OUTPUT/compressed.json, a row of each.
+    Each compressed model is judged, and trained on. MODEL is the folder of a finished `dpq-ref train lm`
+    with the full embedding. Writes OUTPUT/runs/*.json: perplexity, ratio and bits of each; and
+    OUTPUT/compressed.json, a row of each.
     """
     import json
 
     from dpq_ref.compressed import write_atomically
     from figures.language import GRID, rows, sweep
 
-    with _clear_errors():
-        do, runs = sweep(grid or GRID, model, data)
-        records = do(runs, output, jobs=jobs)
-        write_atomically(output / "compressed.json", json.dumps(rows(records), indent=1).encode())
+    do, runs = sweep(grid or GRID, model, data)
+    records = do(runs, output, jobs=jobs)
+    write_atomically(output / "compressed.json", json.dumps(rows(records), indent=1).encode())
     _fail_for(records)
 
 
@@ -210,15 +216,15 @@ _results = click.argument("results", nargs=-1, required=True, type=click.Path(ex
     help="Folder for the figures. Default: RESULTS, where that is one folder, or else results/plot.",
 )
 def plot(results: tuple[Path, ...], output: Path | None) -> None:
-    """Draw the figures of RESULTS: folders of runs and CSV files, all of one data set.
+    """Draw the figures of RESULTS.
 
-    A CSV has the columns of a results.csv. It needs method, metric, value and compression_ratio (or bits,
-    beside other results): so a method from elsewhere stands in the same figures, under its name.
+    RESULTS are folders of runs and CSV files, all of one data set. A CSV has the columns of a results.csv. It
+    needs method, metric, value and compression_ratio (or bits, beside other results): so a method from
+    elsewhere stands in the same figures, under its name.
     """
     if output is None and (len(results) > 1 or results[0].is_file()):
         output = Path("results/plot")
-    with _clear_errors():
-        _draw(*results, output=output)
+    _draw(*results, output=output)
 
 
 @main.command()
@@ -231,14 +237,14 @@ def plot(results: tuple[Path, ...], output: Path | None) -> None:
     help="Folder for the table and the figure.",
 )
 def rank(results: tuple[Path, ...], output: Path) -> None:
-    """Rank the methods over several data sets: RESULTS are folders of runs and CSV files.
+    """Rank the methods over several data sets.
 
-    Ranked are the methods that are on all of them, by each metric of quality at equal bits.
+    RESULTS are folders of runs and CSV files. Ranked are the methods that are on all of them, by each metric
+    of quality at equal bits.
     """
     from figures.rank import make
 
-    with _clear_errors():
-        paths = make(results, output)
+    paths = make(results, output)
     click.echo((output / "ranks.txt").read_text(encoding="utf8"))
     for path in paths:
         click.echo(path)
@@ -255,17 +261,17 @@ def rank(results: tuple[Path, ...], output: Path) -> None:
     help="Where to write the page.",
 )
 def report(results: Path, output: Path) -> None:
-    """Make one self-contained page of a folder of RESULTS: tables that sort, figures, commands, environment.
+    """Make one self-contained page of a folder of RESULTS.
 
-    The figures are drawn again, in RESULTS; the page needs neither them nor a network.
+    It has tables that sort, figures, commands and environment. The figures are drawn again, in RESULTS; the
+    page needs neither them nor a network.
     """
     from dpq_ref.compressed import write_atomically
     from figures.plot import draw
     from figures.report import report
 
-    with _clear_errors():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, report(results, draw(results)).encode())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, report(results, draw(results)).encode())
     click.echo(output)
 
 
@@ -301,10 +307,9 @@ def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None
     from figures import paper, paper_results
 
     output = output or results
-    with _clear_errors():
-        for folder in add:
-            paper_results.add(folder, results, force=force)
-        paths = paper.make(results, output)
+    for folder in add:
+        paper_results.add(folder, results, force=force)
+    paths = paper.make(results, output)
     click.echo((output / "tables.txt").read_text(encoding="utf8"))
     for path in paths:
         click.echo(path)
@@ -319,7 +324,7 @@ def paper(add: tuple[Path, ...], force: bool, results: Path, output: Path | None
 def neighbours(
     trainings: tuple[str, ...], data: str, words: tuple[str, ...], k: int, output: Path | None
 ) -> None:
-    """Show the nearest neighbours and the codes of some words, in the embeddings of TRAININGS.
+    """Show neighbours and codes of words in TRAININGS.
 
     TRAININGS are folders of finished `dpq-ref train`, all on the same data: the full embedding and DPQ side
     by side.
@@ -330,10 +335,9 @@ def neighbours(
     from figures.neighbours import neighbours as find
     from figures.paper import words_table
 
-    with _clear_errors():
-        rows = find(trainings, data, words, k=k)
-        if output:
-            write_atomically(output, json.dumps(rows, indent=1, ensure_ascii=False).encode())
+    rows = find(trainings, data, words, k=k)
+    if output:
+        write_atomically(output, json.dumps(rows, indent=1, ensure_ascii=False).encode())
     click.echo(words_table(rows))
 
 
@@ -396,7 +400,9 @@ def trace(
     arrays: Path | None,
     **options: Any,
 ) -> None:
-    """Follow one step of an algorithm: each array, the formula that made it, and a check beside it.
+    """Follow one step of an algorithm, array by array.
+
+    Beside each array stand the formula that made it, and a check.
 
     For DPQ a batch of words goes through a layer drawn at random: forward, the loss, then backward, each
     gradient beside finite differences, with what the straight-through step connects and cuts. For the
@@ -412,13 +418,12 @@ def trace(
     from dpq_ref.trace.examples import example
 
     given = {name: value for name, value in options.items() if value is not None}
-    with _clear_errors():
-        title, steps = example(method, seed, **given)
-        show = Show(rows_shown, groups_shown, codes_shown)
-        if page is not None:
-            write_atomically(page, render.html(steps, title, show=show).encode())
-        if arrays is not None:
-            write_atomically(arrays, render.npz(steps))
+    title, steps = example(method, seed, **given)
+    show = Show(rows_shown, groups_shown, codes_shown)
+    if page is not None:
+        write_atomically(page, render.html(steps, title, show=show).encode())
+    if arrays is not None:
+        write_atomically(arrays, render.npz(steps))
     if page is None and arrays is None:
         console = Console(highlight=False)
         width = min(max(console.width, 40), 100)
@@ -503,11 +508,10 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
             layer = " ".join(f"{key}={value}" for key, value in settings["embedding"].items())
             click.echo(f"{name:24} {settings['folder']}, {settings.get('model', settings['task'])}: {layer}")
     else:
-        with _clear_errors():
-            made = recipe.preset(preset, seed=options.pop("seed"), backend=options.pop("backend"))
-            if options["data"] is None:
-                raise click.UsageError(f"--data: the folder of {recipe.presets()[preset]['folder']}")
-            _run(made, preset, **options)
+        made = recipe.preset(preset, seed=options.pop("seed"), backend=options.pop("backend"))
+        if options["data"] is None:
+            raise click.UsageError(f"--data: the folder of {recipe.presets()[preset]['folder']}")
+        _run(made, preset, **options)
 
 
 @train.command()
@@ -529,18 +533,18 @@ def train(context: click.Context, preset: str | None, **options: Any) -> None:
 )
 @click.option("--epochs", type=click.IntRange(1), help="Default: what the size says.")
 def lm(model: str, softmax: str, epochs: int | None, seed: int, backend: str | None, **options: Any) -> None:
-    """Train a language model: LSTM over words, judged by perplexity.
+    """Train a language model, judged by perplexity.
 
-    DATA has a train, a valid and a test file: text as in Penn Treebank or WikiText-2.
+    It is an LSTM over words. DATA has a train, a valid and a test file: text as in Penn Treebank or
+    WikiText-2.
     """
     from dpq_ref.tasks.recipe import Recipe
 
     plan = {} if epochs is None else {"epochs": epochs}
     layer = _layer(options)
     output = {"full": None, "same": layer, "tied": "tied"}[softmax]
-    with _clear_errors():
-        recipe = Recipe("lm", layer, model=model, output=output, plan=plan, seed=seed, backend=backend)
-        _run(recipe, "lm", **options)
+    recipe = Recipe("lm", layer, model=model, output=output, plan=plan, seed=seed, backend=backend)
+    _run(recipe, "lm", **options)
 
 
 @train.command()
@@ -548,16 +552,16 @@ def lm(model: str, softmax: str, epochs: int | None, seed: int, backend: str | N
 @_embedding
 @click.option("--steps", type=click.IntRange(1), help="Batches of 64 texts. Default: 5,000.")
 def classify(steps: int | None, seed: int, backend: str | None, **options: Any) -> None:
-    """Train a text classifier: mean of word vectors and two dense layers, judged by accuracy.
+    """Train a text classifier, judged by accuracy.
 
-    DATA has train and test as .csv or .tsv, label first (.gz and .xz, too).
+    It is the mean of word vectors and two dense layers. DATA has train and test as .csv or .tsv, label first
+    (.gz and .xz, too).
     """
     from dpq_ref.tasks.recipe import Recipe
 
     plan = {} if steps is None else {"steps": steps}
-    with _clear_errors():
-        recipe = Recipe("classify", _layer(options), plan=plan, seed=seed, backend=backend)
-        _run(recipe, "classify", **options)
+    recipe = Recipe("classify", _layer(options), plan=plan, seed=seed, backend=backend)
+    _run(recipe, "classify", **options)
 
 
 @train.command()
@@ -576,9 +580,10 @@ def classify(steps: int | None, seed: int, backend: str | None, **options: Any) 
 def translate(
     direction: str, model: str, steps: int | None, seed: int, backend: str | None, **options: Any
 ) -> None:
-    """Train a translator, judged by BLEU; the embedding is that of the source.
+    """Train a translator, judged by BLEU.
 
-    DATA has train, tst2012 (validation) and tst2013 (test) in both languages, and vocab: IWSLT'15.
+    The embedding is that of the source. DATA has train, tst2012 (validation) and tst2013 (test) in both
+    languages, and vocab: IWSLT'15.
     """
     from dpq_ref.tasks.recipe import Recipe
 
@@ -588,11 +593,10 @@ def translate(
     if options["data"] is None:
         raise click.UsageError("--data: a folder of sentence pairs; there are none built in")
     plan = {} if steps is None else {"steps": steps}
-    with _clear_errors():
-        layer = _layer(options)
-        settings: dict[str, Any] = {"languages": languages, "plan": plan, "seed": seed, "backend": backend}
-        recipe = Recipe("translate", layer, model=model, **settings)
-        _run(recipe, f"translate-{direction}", **options)
+    layer = _layer(options)
+    settings: dict[str, Any] = {"languages": languages, "plan": plan, "seed": seed, "backend": backend}
+    recipe = Recipe("translate", layer, model=model, **settings)
+    _run(recipe, f"translate-{direction}", **options)
 
 
 def _layer(options: dict[str, Any]) -> dict[str, Any]:
@@ -643,18 +647,6 @@ def _warn_of_slow_blas() -> None:
 
     if advice := slow_blas(processor_flags(), blas_libraries()):
         click.echo(advice, err=True)
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """End with one line for what a user can mend, and say how an interrupted job goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on where it was", err=True)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _finish(records: list[dict[str, Any]], output: Path) -> None:

@@ -1,18 +1,24 @@
 """Commands on embedding tables in files: compress, inspect, evaluate, look up, convert, verify."""
 
+import glob
 import json
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from baselines import METHODS
+from dpq_ref import __version__
 
+DEFAULT = "product"
 SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar": "uniform"}
 SLOW = {"compositional", "kd-codes", "dpq", "near-lossless"}  # trained by gradients: not among "best"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -20,15 +26,53 @@ WORST = 10  # words that `evaluate` shows
 LARGE = 1 << 30  # bytes of a table from which on `compress` learns from samples
 SAMPLES = {"rows_per_code": (256, "codebooks"), "max_train_rows": (1 << 17, "rotation")}  # what from them
 
+
+class Artefact(click.Path):
+    """A compressed table; the shell completes .safetensors, and where there is none any path."""
+
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:  # noqa: D102
+        folder, start = os.path.split(incomplete)
+        found = sorted(Path(folder).glob(f"{glob.escape(start)}*.safetensors"))
+        items = [CompletionItem(os.path.join(folder, path.name)) for path in found]
+        return items or super().shell_complete(context, param, incomplete)
+
+
+class Frequencies(click.Path):
+    """A file of frequencies, or "zipf"."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:  # noqa: D102
+        from dpq_ref.datasets.words import ZIPF
+
+        return value if value == ZIPF else super().convert(value, param, context)
+
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:  # noqa: D102
+        from dpq_ref.datasets.words import ZIPF
+
+        zipf = [CompletionItem(ZIPF)] if incomplete and ZIPF.startswith(incomplete) else []
+        return zipf or super().shell_complete(context, param, incomplete)
+
+
+_FILE = Artefact(exists=True, dir_okay=False)
 _INPUT = click.Path(exists=True, dir_okay=False)
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_tensor = click.option("--tensor", help="Which tensor of a .safetensors. Default: the one named embedding.")
+_tensor = click.option(
+    "--tensor",
+    help="Which tensor of a .safetensors, or array of an .npz. Default: the one named embedding; `vectors`.",
+)
 _words = click.option(
     "--words", "word_file", type=_INPUT, help="The words of the rows, one a line, where TABLE has none."
 )
-_frequencies = click.option(
-    "--frequencies", type=_INPUT, help="A word and its count a line (.gz and .xz, too): the words' weights."
+frequencies_option = click.option(
+    "--frequencies",
+    type=Frequencies(exists=True, dir_okay=False),
+    metavar="FILE|zipf",
+    help="The words' weights: a file with a word and its count a line (.gz, .xz and .zst, too), or 'zipf' "
+    "for rows in the order of their frequency.",
+)
+
+_cluster = click.option(
+    "--cluster", help="A Dask scheduler, as dask://host:8786. Its workers must see the files of both."
 )
 
 
@@ -77,6 +121,14 @@ class Parameter(click.ParamType):
         except ValueError:
             return name, text
 
+    def shell_complete(self, context: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Names of the parameters of the method that stands before."""
+        from baselines import REGISTRY
+
+        method = context.params.get("method") or DEFAULT
+        names = REGISTRY[SHORT.get(method, method)]().get_params() if method != "best" else {}
+        return [CompletionItem(f"{name}=") for name in names if name.startswith(incomplete)]
+
 
 @click.command()
 @click.argument("table", type=_INPUT)
@@ -84,11 +136,11 @@ class Parameter(click.ParamType):
 @click.option(
     "--method",
     type=click.Choice(["best", *METHODS, *SHORT]),
-    default="product",
+    default=DEFAULT,
     show_default=True,
     metavar="NAME",
-    help="A method of the README's table (product or pq, optimized-product or opq, low-rank, group-reduce, "
-    "uniform or scalar, iiq, ...), or best: the one with the least error.",
+    help=f"One of {', '.join(METHODS)}; in short {', '.join(SHORT)}; or best: that of the least error among "
+    f"all but {', '.join(sorted(SLOW))}.",
 )
 @click.option("--ratio", type=float, help="Times smaller than 32 bits an entry.")
 @click.option("--bits", type=click.IntRange(1), help="Bits of the whole table.")
@@ -102,10 +154,11 @@ class Parameter(click.ParamType):
     multiple=True,
     help="A parameter of the method, as in n_codes=64; may be repeated.",
 )
-@_frequencies
+@frequencies_option
 @_words
 @_tensor
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_cluster
 @backend_option
 @_json
 def compress(
@@ -120,35 +173,97 @@ def compress(
     word_file: str | None,
     tensor: str | None,
     seed: int,
+    cluster: str | None,
     backend: str | None,
     as_json: bool,
 ) -> None:
     """Compress a TABLE of embeddings to a size.
 
-    TABLE is text as of GloVe, word2vec or fastText (.gz and .xz, too), word2vec's .bin, an .npz with the
-    arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and --budget it
-    takes one; or the parameters of the method that decide the size. The result is as close to the size as it
-    can be without exceeding it.
+    TABLE is text as of GloVe, word2vec or fastText, word2vec's .bin (both .gz, .xz and .zst, too), an .npz
+    with the arrays `words` and `vectors`, an .npy, or a .safetensors checkpoint. Of --ratio, --bits and
+    --budget it takes one; or the parameters of the method that decide the size. The result is as close to the
+    size as it can be without exceeding it.
 
     An .npy and a float32 tensor stay in their file, and may be larger than memory. From 1 GiB on, product
     quantization learns codebooks from 256 rows a code, and ITQ and IIQ their rotation from 131,072 rows,
     unless --parameter rows_per_code=null or max_train_rows=null says all.
+
+    From 1 GiB on, too, what has been done is kept in OUTPUT.part, and an interrupted command goes on with it
+    when it is given again. With --cluster the workers give codes to rows, and measure the error; the result
+    is the same, bit by bit.
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output}: it takes a name that ends in .safetensors")
+    if not os.access(output.parent, os.W_OK):  # said now, not when all is computed
+        raise click.UsageError(f"--output {output}: {output.parent} is no folder that can be written to")
     if sum(size is not None for size in (ratio, bits, budget)) > 1:
         raise click.UsageError("--ratio, --bits and --budget: it takes one of them")
     size = {"ratio": ratio, "bits": 8 * budget if budget is not None else bits}
     given = {name: value for name, value in size.items() if value is not None} | dict(parameters)
-    with _bar():
+    from dpq_ref.resume import on_cluster
+
+    with _bar(), ExitStack() as stack:
         vectors, words, source, weights = _read(table, tensor, word_file, frequencies)
+        part = None
+        if vectors.nbytes >= LARGE or cluster:
+            part = output.with_name(f"{output.name}.part")
+            command = {"version": __version__, "tensor": tensor, "parameters": given, "seed": seed}
+            command["backend"] = backend
+            files = [_identity(path) for path in (table, frequencies) if path is not None]
+            stack.enter_context(_taken_up(part, command | {"files": files}))
+        if cluster and part:
+            stack.enter_context(on_cluster(cluster))
+            vectors = _in_a_file(vectors, part)
         if method == "best":
-            made, report = _best(vectors, weights, given, seed, as_json, backend)
+            made, report = _best(vectors, weights, given, seed, part, as_json, backend)
         else:
-            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed, backend)
-    made.words = words
-    made.save(output)
+            made, report = _fit(SHORT.get(method, method), vectors, weights, given, seed, part, backend)
+        made.words = words
+        made.save(output)
+        if part:
+            shutil.rmtree(part)
     _say({"table": source, **report, **_contents(made, output)}, as_json)
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    """Tell a file from another one, and from what it was before."""
+    status = Path(path).stat()
+    return str(Path(path).resolve()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder of what has been done of a command; emptied, if it was another one."""
+    from filelock import FileLock, Timeout
+
+    from dpq_ref.compressed import write_atomically
+
+    part.mkdir(exist_ok=True)
+    try:
+        with FileLock(part / "lock", timeout=0):
+            said, place = json.dumps(command, sort_keys=True).encode(), part / "command.json"
+            if not place.exists() or place.read_bytes() != said:
+                for path in part.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != "lock":
+                        path.unlink()
+                write_atomically(place, said)
+            yield
+    except Timeout:
+        raise ValueError(f"{part} is in use: another process writes the same output") from None
+
+
+def _in_a_file(vectors: Any, folder: Path) -> Any:
+    """Put a table that is in memory where the workers of a cluster see it."""
+    import numpy as np
+
+    from dpq_ref.resume import Shared
+
+    if Shared(vectors).in_file:
+        return vectors
+    np.save(folder / "table.npy", vectors)
+    return np.load(folder / "table.npy", mmap_mode="r")
 
 
 @contextmanager
@@ -174,9 +289,7 @@ def _bar() -> Iterator[None]:
 
 def _read(table: str, tensor: str | None, word_file: str | None, frequencies: str | None) -> Any:
     """Vectors, words, where they come from, and weights, of the options."""
-    import numpy as np
-
-    from dpq_ref.datasets.words import counts_for, read_frequencies
+    from dpq_ref.datasets.words import weights_for
     from dpq_ref.tables import read_table, read_words
 
     words, vectors, source = read_table(table, tensor=tensor)
@@ -186,19 +299,25 @@ def _read(table: str, tensor: str | None, word_file: str | None, frequencies: st
             raise ValueError(f"{word_file} has {len(words)} words, and {table} {len(vectors)} rows")
     weights = None
     if frequencies is not None:
-        if words is None:
-            raise ValueError(f"{table} has no words, which frequencies need: --words")
-        weights = np.maximum(counts_for(words, read_frequencies(frequencies)), 1).astype(np.float64)
+        weights = weights_for(frequencies, words, len(vectors), table)
     return vectors, words, source, weights
 
 
 def _fit(
-    method: str, vectors: Any, weights: Any, parameters: dict[str, Any], seed: int, backend: str | None
+    method: str,
+    vectors: Any,
+    weights: Any,
+    parameters: dict[str, Any],
+    seed: int,
+    part: Path | None,
+    backend: str | None,
 ) -> tuple[Any, Any]:
-    """Compressed table of a method, and what to say of it."""
+    """Compressed table of a method, and what to say of it; where there is a part, taken up from there."""
     from baselines import REGISTRY
+    from dpq_ref.compressed import load
     from dpq_ref.environment import of_backend
     from dpq_ref.metrics import relative_error
+    from dpq_ref.resume import resuming
 
     try:
         estimator = REGISTRY[method](**parameters)
@@ -213,15 +332,21 @@ def _fit(
     if vectors.nbytes >= LARGE:
         estimator.set_params(**{name: n for name, (n, _) in SAMPLES.items() if name in free})
     start = time.perf_counter()
-    made = estimator.fit(vectors, sample_weight=weights).compress()
+    with resuming(part / method) if part else nullcontext():
+        estimator.fit(vectors, sample_weight=weights)
+    made = estimator.compress()
     seconds = time.perf_counter() - start
     report: dict[str, Any] = {"method": method, "learned_from": _learned_from(estimator, len(vectors))}
     if backend is not None:
         report |= of_backend(backend if "backend" in free else None)
     del estimator  # its codes, which are not packed
-    report["relative_error"] = relative_error(vectors, made)
+    judged = made
+    if part:  # mapped, it is small to send
+        made.save(part / method / "made.safetensors")
+        judged = load(part / method / "made.safetensors", mapped=True)
+    report["relative_error"] = relative_error(vectors, judged)
     if weights is not None:
-        report["weighted_relative_error"] = relative_error(vectors, made, weights)
+        report["weighted_relative_error"] = relative_error(vectors, judged, weights)
     return made, report | {"fit_seconds": round(seconds, 3)}
 
 
@@ -235,7 +360,13 @@ def _learned_from(estimator: Any, n: int) -> str:
 
 
 def _best(
-    vectors: Any, weights: Any, given: dict[str, Any], seed: int, quiet: bool, backend: str | None
+    vectors: Any,
+    weights: Any,
+    given: dict[str, Any],
+    seed: int,
+    part: Path | None,
+    quiet: bool,
+    backend: str | None,
 ) -> tuple[Any, Any]:
     """Try the methods at one budget; the table of the least error, and what to say of all."""
     if len(given) != 1 or not given.keys() <= {"ratio", "bits"}:
@@ -248,7 +379,7 @@ def _best(
         if method in SLOW:
             continue
         try:
-            made, report = _fit(method, vectors, weights, given, seed, backend)
+            made, report = _fit(method, vectors, weights, given, seed, part, backend)
         except ValueError as error:
             if not quiet:
                 click.echo(f"{method:18} {error}", err=True)
@@ -308,20 +439,26 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @_json
 def inspect(file: str, as_json: bool) -> None:
-    """Show what a compressed FILE holds: kind, shape, bits by part, arrays."""
+    """Show what a compressed FILE holds.
+
+    Kind, shape, bits by part, arrays. The file is checked as by `dpq-ref verify`.
+    """
     from dpq_ref.compressed import load
 
     _say(_contents(load(file), Path(file)), as_json)
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @_json
 def verify(file: str, as_json: bool) -> None:
-    """Check a compressed FILE against its checksum; exit status 1 if it is damaged."""
+    """Check a compressed FILE against its checksum.
+
+    Exit status 1 if it is damaged.
+    """
     from dpq_ref.compressed import load
 
     table = load(file)
@@ -331,15 +468,16 @@ def verify(file: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("table", type=_INPUT)
-@_frequencies
+@frequencies_option
 @click.option(
     "--sets",
     type=click.Path(exists=True, file_okay=False),
     help="Folder of word sets: similarity (*.tsv), questions-words.txt, BLESS.txt.",
 )
 @_tensor
+@_cluster
 @backend_option
 @_json
 def evaluate(
@@ -348,6 +486,7 @@ def evaluate(
     frequencies: str | None,
     sets: str | None,
     tensor: str | None,
+    cluster: str | None,
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -355,24 +494,38 @@ def evaluate(
 
     Errors, neighbours kept, spectra; with --sets word similarity and analogies, before and after; and the
     words whose vectors have changed most, by error relative to their length.
+
+    From 1 GiB on the decoded rows go through a file beside FILE, as large as the table, which is removed at
+    the end. With --cluster the workers measure errors and cosines; all numbers are the same, bit by bit.
     """
+    from tempfile import TemporaryDirectory
+
     import numpy as np
 
     from dpq_ref.backend import to_numpy
     from dpq_ref.compressed import load
     from dpq_ref.metrics import METRICS, judge
+    from dpq_ref.resume import on_cluster
     from figures.tables import Paths, judge_words
     from figures.tables import read as read_words_too
 
     made = load(file)
     data = read_words_too(Paths(table, frequencies, sets, tensor))
-    rows, full = to_numpy(made.on(backend).reconstruct()), data.vectors
-    if rows.shape != full.shape:
-        raise ValueError(f"{file} has {rows.shape} entries, and {table} {full.shape}")
-    metrics = judge(full, rows, data.weights)
-    before, after = judge_words(data, full), judge_words(data, rows, made)
-    lengths = np.linalg.norm(full, axis=1)
-    loss = np.linalg.norm(rows - full, axis=1) / np.where(lengths > 0, lengths, 1)
+    full, shape = data.vectors, (made.vocab_size, made.dim)
+    if shape != full.shape:
+        raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
+    with _bar(), ExitStack() as stack:
+        rows: Any = None
+        if full.nbytes >= LARGE or cluster:
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=Path(file).resolve().parent)))
+            full = _in_a_file(full, folder)
+            rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
+        rows = to_numpy(made.on(backend).reconstruct(out=rows))
+        if cluster:
+            stack.enter_context(on_cluster(cluster))
+        metrics = judge(full, rows, data.weights)
+        before, after = judge_words(data, full), judge_words(data, rows, made)
+        loss = _relative_loss(full, rows)
     worst = np.argsort(-loss, kind="stable")[:WORST].tolist()
     names = data.words or range(len(full))
     report = {
@@ -392,6 +545,19 @@ def evaluate(
         was = f"{before[name]:.4g} -> " if name in before else ""
         click.echo(f"{label:52} {was}{value:.4g}")
     click.echo("largest relative loss: " + ", ".join(f"{names[i]} {loss[i]:.2f}" for i in worst))
+
+
+def _relative_loss(full: Any, rows: Any) -> Any:
+    """Lengths of the differences over those of the rows, (n,)."""
+    import numpy as np
+
+    from baselines.rows import blocks
+
+    loss = np.empty(len(full))
+    for some in blocks(*full.shape):
+        lengths = np.linalg.norm(full[some], axis=1)
+        loss[some] = np.linalg.norm(rows[some] - full[some], axis=1) / np.where(lengths > 0, lengths, 1)
+    return loss
 
 
 def _asked(words: tuple[str, ...]) -> list[str]:
@@ -416,13 +582,14 @@ def _row(table: Any, word: str) -> int:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("words", nargs=-1)
 @_json
 def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
-    """Print the vectors of WORDS from a compressed FILE, a word and its numbers a line.
+    """Print the vectors of WORDS from a compressed FILE.
 
-    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    A word and its numbers make a line. Without WORDS they come from standard input, one a line; for a table
+    without words they are row numbers.
     """
     from dpq_ref.compressed import load
 
@@ -436,14 +603,15 @@ def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=_INPUT)
+@click.argument("file", type=_FILE)
 @click.argument("words", nargs=-1)
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Neighbours of each.")
 @_json
 def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
-    """Print the rows of a compressed FILE that are most like each of WORDS, by cosine.
+    """Print the words of a compressed FILE most like WORDS.
 
-    Without WORDS they come from standard input, one a line; for a table without words they are row numbers.
+    By cosine, a line for each of WORDS. Without WORDS they come from standard input, one a line; for a table
+    without words they are row numbers.
     """
     from dpq_ref.compressed import load
 
@@ -463,13 +631,25 @@ def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
 @click.argument("output", type=_OUTPUT)
 @_words
 @_tensor
-def convert(table: str, output: Path, word_file: str | None, tensor: str | None) -> None:
-    """Write a TABLE, compressed or not, in the format of OUTPUT's ending: .txt, .vec, .bin, .npz or .npy."""
+@_json
+def convert(table: str, output: Path, word_file: str | None, tensor: str | None, as_json: bool) -> None:
+    """Write a TABLE, compressed or not, in another format.
+
+    The format is OUTPUT's ending: .txt as of GloVe, .vec as of word2vec and fastText, .bin as of word2vec,
+    .npz with the arrays `words` and `vectors`, or .npy, which leaves the words out. TABLE is as for
+    `dpq-ref compress`, or what that has written.
+    """
     from dpq_ref.tables import write_table
 
-    vectors, words, _, _ = _read(table, tensor, word_file, None)
+    vectors, words, source, _ = _read(table, tensor, word_file, None)
     write_table(output, words, vectors)
-    click.echo(output)
+    kept = words is not None and output.suffix != ".npy"
+    rows, dim = vectors.shape
+    _say(
+        {"table": source, "file": str(output), "file_bytes": output.stat().st_size}
+        | {"rows": rows, "dim": dim, "words": kept},
+        as_json,
+    )
 
 
 COMMANDS = compress, inspect, evaluate, lookup, similar, convert, verify

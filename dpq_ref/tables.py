@@ -3,27 +3,28 @@
 =====================  =========================================================================
 name ends in           format
 =====================  =========================================================================
-.txt .vec, others      text: a word and its numbers a line (GloVe, word2vec, fastText); .gz, .xz
+.txt .vec, others      text: a word and its numbers a line (GloVe, word2vec, fastText)
 .bin                   word2vec, binary
 .npz                   arrays `words` and `vectors`
 .npy                   one array, without words
 .safetensors           a tensor of a checkpoint, without words; or a compressed table of ours
 =====================  =========================================================================
+
+Text and .bin may be packed: .gz, .xz, .zst at the end of the name.
 """
 
-import mmap
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from dpq_ref import checks
 from dpq_ref.compressed import load, map_tensor, write_atomically
-from dpq_ref.datasets.files import read_text
-from dpq_ref.datasets.vectors import read_text_table
+from dpq_ref.datasets.files import PACKED, read_text
+from dpq_ref.datasets.vectors import LONGEST_WORD, ends_in_number, read_binary_table, read_text_table
 from dpq_ref.datasets.words import read_npz_table
 from dpq_ref.kernels.reference import Array
 
@@ -31,8 +32,9 @@ __all__ = ["WordVectors", "read_table", "read_words", "write_table"]
 
 EMBEDDING = re.compile(r"embed|\bwte\b|lookup", re.IGNORECASE)
 NO_VOCABULARY = re.compile(r"position|token_type|segment|norm", re.IGNORECASE)
+ARRAYS = ".npz", ".npy", ".safetensors"
+TEXT_WORD = re.compile(r"[^ \t\n\r\f\v]([^\n\r]*[^ \t\n\r\f\v])?")
 REALS = {"F64", "F32", "F16", "BF16"}  # of safetensors
-LONGEST_WORD = 1 << 12  # bytes, in word2vec's binary format
 
 
 class WordVectors(NamedTuple):
@@ -60,8 +62,8 @@ def read_table(path: str | os.PathLike, *, tensor: str | None = None) -> WordVec
     path : path-like
         The format follows from its name, as in the table above.
     tensor : str, optional
-        Which one of a safetensors checkpoint. By default the one of two axes whose name says embedding, and
-        not that of positions or segments.
+        Which one of a safetensors checkpoint, or array of an .npz. By default the one of two axes whose name
+        says embedding, and not that of positions or segments; and of an .npz the array `vectors`.
 
     Raises
     ------
@@ -69,23 +71,31 @@ def read_table(path: str | os.PathLike, *, tensor: str | None = None) -> WordVec
         If there is no such file.
     ValueError, TypeError
         If it is damaged, has no table or several, or an entry is not finite; the message names the place.
+    ModuleNotFoundError
+        For .zst, if Python has no Zstandard.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if tensor is not None and path.suffix != ".safetensors":
-        raise ValueError(f"tensor={tensor!r}: {path} is no .safetensors file")
-    if path.suffix == ".safetensors":
+    packed = path.suffix in PACKED
+    ending = Path(path.stem).suffix if packed else path.suffix
+    if packed and ending in ARRAYS:
+        raise ValueError(f"{path}: unpack it first; read packed are text and .bin")
+    if tensor is not None and ending not in (".safetensors", ".npz"):
+        raise ValueError(f"tensor={tensor!r}: {path} is no .safetensors file and no .npz")
+    if ending == ".safetensors":
         return _read_safetensors(path, tensor)
-    if path.suffix == ".npy":
+    if ending == ".npz":
+        source = str(path) if tensor is None else f"{path}: {tensor}"
+        return WordVectors(*read_npz_table(path, tensor), source)
+    if ending == ".npy":
         return WordVectors(None, _read_npy(path), str(path))
-    read: Any = {".npz": read_npz_table, ".bin": _read_word2vec}.get(path.suffix, read_text_table)
-    words, vectors = read(path)
-    return WordVectors(words, vectors, str(path))
+    read = read_binary_table if ending == ".bin" else read_text_table
+    return WordVectors(*read(path), str(path))
 
 
 def read_words(path: str | os.PathLike) -> list[str]:
-    """Read words, one a line, UTF-8, plain or packed (``.gz``, ``.xz``).
+    """Read words, one a line, UTF-8, plain or packed (``.gz``, ``.xz``, ``.zst``).
 
     Raises
     ------
@@ -98,39 +108,12 @@ def read_words(path: str | os.PathLike) -> list[str]:
 
 def _read_npy(path: Path) -> Array:
     try:
-        return checks.as_table(np.lib.format.open_memmap(path, mode="r"), "the array")
+        array = np.lib.format.open_memmap(path, mode="r")
+        size = path.stat().st_size
+        if array.size and array.offset + array.nbytes != size:
+            raise ValueError(f"{size} bytes, and its header takes {array.offset + array.nbytes}")
+        return checks.as_table(array, "the array")
     except Exception as error:  # a header may make NumPy raise nearly anything
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_word2vec(path: Path) -> tuple[list[str], Array]:
-    """Header "rows columns", then each row as its word, a space, and float32 numbers; maybe line ends."""
-    with path.open("rb") as file:
-        try:
-            n, d = map(int, file.readline(64).split())
-        except ValueError as error:
-            raise ValueError(f"{path}: takes 'rows columns' in its first line") from error
-        at, size = file.tell(), os.fstat(file.fileno()).st_size
-        if n < 0 or d < 1 or n * (4 * d + 1) > size:
-            raise ValueError(f"{path}: {size} bytes do not hold the {n} rows of {d} numbers of its header")
-        words, vectors = [], np.empty((n, d), np.float32)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for i in range(n):
-                space = data.find(b" ", at, at + LONGEST_WORD)
-                end = space + 1 + 4 * d
-                if space < 0 or end > size:
-                    raise ValueError(f"{path}: row {i}, byte {at}: no word and {d} numbers")
-                try:
-                    words.append(data[at:space].lstrip(b"\n").decode())
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{path}: row {i}, byte {at}: {error}") from error
-                vectors[i] = np.frombuffer(data[space + 1 : end], "<f4")
-                at = end
-            if data[at:].strip(b"\n"):
-                raise ValueError(f"{path}: {size - at} bytes after the {n} rows of its header")
-    try:
-        return words, checks.as_table(vectors, "the table")
-    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -176,15 +159,17 @@ def write_table(path: str | os.PathLike, words: Sequence[str] | None, vectors: A
         (word2vec), .npz, or .npy, which leaves the words out.
     words : n strings
     vectors : (n, d)
-        Float32 in .bin.
+        Float32 in .bin; float64 in text is read again as float32.
 
     Raises
     ------
     ValueError
         For another ending, or words that the format cannot hold.
+    OSError
+        If it cannot be written.
     """
     path = Path(path)
-    writers: Any = {".txt": _text, ".vec": _text, ".bin": _word2vec, ".npz": _npz, ".npy": _npy}
+    writers: Any = {".txt": _text, ".vec": _fasttext, ".bin": _word2vec, ".npz": _npz, ".npy": _npy}
     if path.suffix not in writers:
         raise ValueError(f"{path}: its ending is the format, one of {', '.join(writers)}")
     vectors = checks.as_table(vectors, "vectors")
@@ -193,46 +178,45 @@ def write_table(path: str | os.PathLike, words: Sequence[str] | None, vectors: A
             raise ValueError(f"{path}: the table has no words, which this format needs; .npy does not")
         if len(words) != len(vectors):
             raise ValueError(f"{len(words)} words for {len(vectors)} rows")
-    header = f"{vectors.shape[0]} {vectors.shape[1]}\n" if path.suffix == ".vec" else ""
-    write_atomically(path, writers[path.suffix](words, vectors, header))
+        checks.utf8(words)
+    write_atomically(path, lambda file: writers[path.suffix](file, words, vectors))
 
 
-def _text(words: Sequence[str], vectors: Array, header: str) -> bytes:
-    _refuse(words, lambda word: not re.fullmatch(r"[^ \t\n\r\f\v]([^\n\r]*[^ \t\n\r\f\v])?", word))
-    if not header:  # then a reader takes the width from the first line
-        _refuse(words[:1], lambda word: re.search(r"[ \t\f\v]", word))
-    # The shortest digits that make the same number.
-    lines = (f"{w} {' '.join(map(str, row))}\n" for w, row in zip(words, vectors, strict=True))
-    return "".join([header, *lines]).encode()
+def _text(file: BinaryIO, words: Sequence[str], vectors: Array, header: str = "") -> None:
+    """Each number as the shortest digits that make it again."""
+    _refuse(words, lambda word: not TEXT_WORD.fullmatch(word) or ends_in_number(word))
+    if not header:  # then a reader takes the width from the first line, and passes over a byte order mark
+        _refuse(words[:1], lambda word: re.search(r"[ \t\f\v]", word) or word.startswith("\ufeff"))
+    file.write(header.encode())
+    file.writelines(
+        f"{w} {' '.join(map(str, row))}\n".encode() for w, row in zip(words, vectors, strict=True)
+    )
 
 
-def _word2vec(words: Sequence[str], vectors: Array, header: str) -> bytes:
+def _fasttext(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
+    _text(file, words, vectors, f"{vectors.shape[0]} {vectors.shape[1]}\n")
+
+
+def _word2vec(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
     _refuse(words, lambda word: not word or re.search(r"[ \n]", word) or len(word.encode()) >= LONGEST_WORD)
-    rows = vectors.astype("<f4")
+    rows = vectors.astype("<f4", copy=False)
     if not np.isfinite(rows).all():
         raise ValueError("an entry is beyond the range of float32")
-    body = b"".join(w.encode() + b" " + r.tobytes() + b"\n" for w, r in zip(words, rows, strict=True))
-    return f"{rows.shape[0]} {rows.shape[1]}\n".encode() + body
+    file.write(f"{rows.shape[0]} {rows.shape[1]}\n".encode())
+    file.writelines(w.encode() + b" " + r.tobytes() + b"\n" for w, r in zip(words, rows, strict=True))
+
+
+def _npz(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
+    _refuse(words, lambda word: word.endswith("\0"))
+    np.savez(file, words=np.array(words, np.str_), vectors=vectors)
+
+
+def _npy(file: BinaryIO, words: Sequence[str] | None, vectors: Array) -> None:
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+    file.write(vectors.data)  # `tofile` would not say why it fails
 
 
 def _refuse(words: Iterable[str], bad: Any) -> None:
     for row, word in enumerate(words):
         if bad(word):
             raise ValueError(f"row {row}: the word {word!r} does not go into this format; .npz takes it")
-
-
-def _npz(words: Sequence[str], vectors: Array, header: str) -> bytes:
-    from io import BytesIO
-
-    _refuse(words, lambda word: word.endswith("\0"))
-    content = BytesIO()
-    np.savez(content, words=np.array(words, np.str_), vectors=vectors)
-    return content.getvalue()
-
-
-def _npy(words: Sequence[str] | None, vectors: Array, header: str) -> bytes:
-    from io import BytesIO
-
-    content = BytesIO()
-    np.save(content, vectors)
-    return content.getvalue()

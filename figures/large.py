@@ -20,7 +20,6 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
-from figures.records import read_records
 from figures.style import RC, save_figure
 
 DIM = 300
@@ -88,6 +87,7 @@ def draw(folder: Path) -> list[Path]:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    records = [json.loads(path.read_text(encoding="utf8")) for path in (folder / "runs").glob("*.json")]
     rows = [
         {
             "run": record["run"], "rows": record["rows"], "table_gb": record["table_bytes"] / 1e9,
@@ -95,7 +95,7 @@ def draw(folder: Path) -> list[Path]:
             "compression_ratio": record["compression_ratio"], "relative_error": record["relative_error"],
             "learned_from": record["learned_from"],
         }
-        for record in read_records(folder)
+        for record in records
     ]  # fmt: skip
     rows.sort(key=lambda row: (row["rows"], [*RUNS].index(row["run"])))
     sizes = sorted({row["rows"] for row in rows})

@@ -71,8 +71,8 @@ def draw(stem: Path, records: list[Record]) -> list[Path]:
         if K:
             panel.axhline(K, color="black", lw=0.8, ls="--")
         panel.set_ylim(0, K * 1.08 or None)
+        panel.set_xlabel("sorted groups (share of D)")
     axes[0, 0].set_ylabel(f"{METRICS['code_perplexity'].label}\n(K: all equally often)")
-    axes[0, len(panels) // 2].set_xlabel("groups, by rising perplexity (share of D)")
     handles: dict[str, Any] = {}
     for panel in axes[0]:
         for line, label in zip(*panel.get_legend_handles_labels(), strict=True):

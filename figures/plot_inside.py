@@ -15,7 +15,7 @@ from figures.paper import configuration
 from figures.style import STYLES, save_figure, style_of
 
 Row = dict[str, Any]
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
 CODES = {
     "codes_changed": "codes changed since\nthe last evaluation, %",
     "code_perplexity": "perplexity of codes / K, %",
@@ -160,8 +160,8 @@ def draw_codes(stem: Path, panels: dict[str, list[Curve]], unit: str) -> list[Pa
                     for x, y in zip(curve.at, values, strict=True)
                 ]
         column[0].set_title(title, fontsize=9)
-        column[0].legend()
         column[1].set_xlabel(unit)
+        column[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
         column[1].xaxis.get_major_locator().set_params(integer=True)
     for row, label in zip(grid, CODES.values(), strict=True):
         row[0].set_ylabel(label, fontsize=8)

@@ -131,7 +131,8 @@ def _side_by_side(stem: Path, title: str, cells: list[Cell], metric: str) -> lis
             "mfc": "white" if cell.weighted else colour,
         }
         axes.errorbar(cell.mean, y, xerr=cell.spread, ms=4.5, capsize=1.5, lw=0.9, **look)
-        axes.text(0, y - 0.25, label, transform=axes.get_yaxis_transform(), fontsize=6.5, va="bottom")
+        at_left: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 6.5}
+        axes.text(0, y - 0.25, label, bbox={"fc": "white", "ec": "none", "pad": 0.5}, **at_left)
         if cell.method == "full":
             axes.axvline(cell.mean, color="black", lw=0.6, ls="--", zorder=0)
     axes.set_yticks([])

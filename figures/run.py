@@ -31,6 +31,7 @@ from dpq_ref.schedules import CyclicallyAnnealedRate
 from dpq_ref.tasks.classify import PADDING, Plan, TextClassifier, train
 from figures.inside import inside, rounded
 from figures.sweep import Record, Run, Sweep, cells
+from figures.timing import timed_fit
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -338,9 +339,7 @@ def _compress(
         estimator.set_params(random_state=run.seed)
     if grid.backend is not None and "backend" in estimator.get_params():  # the others are the host's
         estimator.set_params(backend=grid.backend)
-    start = time.perf_counter()
-    table = estimator.fit(full, sample_weight=weights).compress()
-    fit = time.perf_counter() - start
+    table, seconds = timed_fit(estimator, full, weights)
 
     embedding = FullEmbedding(1, grid.dim, backend=grid.backend)
     model = TextClassifier(embedding, len(data.label_names), hidden=grid.hidden)
@@ -351,7 +350,7 @@ def _compress(
         for name, split in (("test_accuracy", data.test), ("validation_accuracy", data.validation))
     }
     metrics |= judge(full, rows, data.counts, random_state=run.seed)
-    record = _size(table) | {"metrics": metrics, "seconds": {"fit": fit}}
+    record = _size(table) | {"metrics": metrics, "seconds": seconds}
     record |= inside(rows, data, full)
     if isinstance(table, ProductTable):
         record["code_usage"] = _usage(code_usage(table.codes, table.n_codes))

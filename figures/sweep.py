@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment, of_backend
+from dpq_ref.resume import on_cluster
 
 Record = dict[str, Any]
 
@@ -144,7 +146,9 @@ class Sweep:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *left
         finished = threading.Event()
         n_jobs = jobs or (-1 if cluster else 1 if self.backend == "cupy" else os.cpu_count())
-        with Progress(*columns, transient=True) as bar, _workers(cluster):
+        with Progress(*columns, transient=True) as bar, _workers(cluster), warnings.catch_warnings():
+            # A worker whose memory has grown ends, and another takes its place: nothing to warn of.
+            warnings.filterwarnings("ignore", "A worker stopped")
             task = bar.add_task("", total=sum(self.cost(run) for run in todo))
 
             def show() -> None:
@@ -227,18 +231,9 @@ def _workers(cluster: str | None) -> Iterator[None]:
     if cluster is None:
         with parallel_config("loky", inner_max_num_threads=1):
             yield
-        return
-    scheme, _, address = cluster.partition("://")
-    if scheme != "dask" or not address:
-        raise ValueError(
-            f"cluster={cluster!r}; it takes the address of a Dask scheduler, as dask://host:8786"
-        )
-    try:
-        from distributed import Client
-    except ModuleNotFoundError as error:
-        raise ValueError("cluster: it needs Dask, pip install 'dpq-ref[cluster]'") from error
-    with Client(f"tcp://{address}", timeout=10), parallel_config("dask"):
-        yield
+    else:
+        with on_cluster(cluster):
+            yield
 
 
 def _publish(work: Path, final: Path, runs: list[Run]) -> None:

@@ -31,6 +31,7 @@ from dpq_ref.metrics.words import (
 )
 from dpq_ref.tables import read_table
 from figures.sweep import Record, Run, Sweep, cells
+from figures.timing import timed_fit
 
 GRID = Path(__file__).parent / "grids" / "tables.toml"
 LOOKUP_IDS = 1000
@@ -44,7 +45,7 @@ class Paths:
     Attributes
     ----------
     table : str, as `dpq_ref.tables.read_table` takes it
-    frequencies : str or None, `word count` a line
+    frequencies : str or None, `word count` a line, or "zipf"
     word_sets : str or None
         Folder with similarity sets (`*.tsv`), analogies (questions-words.txt) and relations (BLESS.txt), all
         or some, plain or compressed.
@@ -92,12 +93,11 @@ def read(paths: Paths) -> WordTable:
         If a file is missing or none of these, or the folder of word sets has nothing that is known.
     """
     words, vectors, _ = read_table(paths.table, tensor=paths.tensor)
-    if words is None and (paths.frequencies or paths.word_sets):
-        raise ValueError(f"{paths.table} has no words, which frequencies and word sets need")
-    words, weights = words or [], None
+    if words is None and paths.word_sets:
+        raise ValueError(f"{paths.table} has no words, which word sets need")
+    weights = None
     if paths.frequencies is not None:
-        counts = wordfiles.counts_for(words, wordfiles.read_frequencies(paths.frequencies))
-        weights = np.maximum(counts, 1).astype(np.float64)
+        weights = wordfiles.weights_for(paths.frequencies, words, len(vectors), paths.table)
     similarity: dict[str, list] = {}
     questions, relations = [], []
     if paths.word_sets is not None:
@@ -114,9 +114,9 @@ def read(paths: Paths) -> WordTable:
                 relations = wordfiles.read_relations(path)
         if not (similarity or questions or relations):
             raise ValueError(f"{folder} has no similarity sets (*.tsv), questions-words.txt or BLESS.txt")
-    digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(vectors).data)
     digest.update(b"" if weights is None else weights.tobytes())
-    return WordTable(words, vectors, weights, similarity, questions, relations, digest.hexdigest())
+    return WordTable(words or [], vectors, weights, similarity, questions, relations, digest.hexdigest())
 
 
 def sweep(grid: str | os.PathLike, paths: Paths, n_seeds: int | None = None) -> tuple[Sweep, list[Run]]:
@@ -175,14 +175,12 @@ def execute(paths: Paths, run: Run, work: Path, on_step: Callable[[int], None]) 
     Returns
     -------
     dict
-        bits by part, compression_ratio, metrics, seconds (fit, lookup of LOOKUP_IDS words), and what a
-        look-up takes.
+        bits by part, compression_ratio, metrics, seconds (compile, fit, lookup of LOOKUP_IDS words), and
+        what a look-up takes.
     """
     data = read(paths)
     estimator, weights = make_estimator(run, data.weights)
-    start = time.perf_counter()
-    made = estimator.fit(data.vectors, sample_weight=weights).compress()
-    fit = time.perf_counter() - start
+    made, seconds = timed_fit(estimator, data.vectors, weights)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         made.save(Path(folder, "table"))
         table, stored = load(Path(folder, "table")), Path(folder, "table").stat().st_size
@@ -193,7 +191,7 @@ def execute(paths: Paths, run: Run, work: Path, on_step: Callable[[int], None]) 
         "file_bytes": stored,
         "compression_ratio": table.compression_ratio,
         "metrics": metrics | judge_words(data, rows, table),
-        "seconds": {"fit": fit, "lookup": lookup_seconds(table, data.weights)},
+        "seconds": seconds | {"lookup": lookup_seconds(table, data.weights)},
         "flops_per_lookup": table.flops_per_lookup(data.weights),
         "bytes_per_lookup": table.bytes_per_lookup(data.weights),
         "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -57,6 +57,8 @@ def test_to_numpy():
     np.testing.assert_array_equal(backend.to_numpy([1, 2]), [1, 2])
 
     class OnDevice:
+        __cuda_array_interface__ = None
+
         def get(self):
             return array
 

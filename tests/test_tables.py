@@ -87,7 +87,7 @@ def test_word2vec_binary_with_a_wrong_header(head, tmp_path):
 
 def test_word2vec_binary_with_more_than_its_header_says(tmp_path):
     (tmp_path / "w.bin").write_bytes(b"1 1\na " + struct.pack("<f", 1) + b"\nb " + struct.pack("<f", 2))
-    with pytest.raises(ValueError, match="after the 1 rows"):
+    with pytest.raises(ValueError, match="more than the 1 rows"):
         read_table(tmp_path / "w.bin")
 
 

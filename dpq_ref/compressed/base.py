@@ -12,15 +12,17 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpq_ref import backend as backends
 from dpq_ref import checks
@@ -32,6 +34,8 @@ DTYPES = {  # of safetensors
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "U16": "<u2"},
     **{"I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8", "BOOL": "?"},
 }
+QUERIES = 256  # at a time
+FEW = 4  # queries below which NumPy's dot products are faster than kernels that share a row
 WORDS = "words.text", "words.lengths"  # arrays of a file: UTF-8 end to end, and the bytes of each word
 
 
@@ -64,9 +68,14 @@ class Compressed(ABC):
     _backend: Any = None
     _vocabulary: list[str] | None = None
     _stored_words: tuple[np.ndarray, np.ndarray] | None = None  # of a file, until they are asked for
+    _mapped: str | None = None  # the file that the arrays are left in
 
     def __init_subclass__(cls) -> None:  # noqa: D105
         KINDS[cls.kind] = cls
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle a mapped table as its path: other processes map it, too."""
+        return super().__reduce_ex__(protocol) if self._mapped is None else (_map, (self._mapped,))
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -169,11 +178,21 @@ class Compressed(ABC):
         self._rows_into(ids.ravel(), out.reshape(ids.size, self.dim))
         return out
 
-    def reconstruct(self) -> Array:
-        """Whole table, (vocab_size, dim)."""
-        table = self.kernels.xp.empty((self.vocab_size, self.dim), self.dtype)
-        for ids in self._blocks():
-            table[ids] = self._rows(ids)
+    def reconstruct(self, out: Array | None = None) -> Array:
+        """Whole table, (vocab_size, dim), made block by block.
+
+        Parameters
+        ----------
+        out : (vocab_size, dim) of the table's dtype in C order, optional
+            Where it goes: a mapped file, where it is larger than memory. Of the host, wherever the table is.
+        """
+        xp = self.kernels.xp
+        table = xp.empty((self.vocab_size, self.dim), self.dtype) if out is None else out
+        for rows, ids in self._blocks():
+            if out is None or xp is np:
+                self._rows_into(ids, table[rows])
+            else:
+                table[rows] = backends.to_numpy(self._rows(ids))
         return table
 
     def scores(self, queries: Any) -> Array:
@@ -192,26 +211,52 @@ class Compressed(ABC):
         ValueError
             If the queries are not as wide as the table.
         """
+        queries = self._queries(queries)
+        scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
+        for some in self._query_blocks(len(queries)):
+            products = self._products_with(queries[some])
+            for rows, ids in self._blocks(some.stop - some.start):
+                scores[some, rows] = products(ids)
+        return scores
+
+    def _queries(self, queries: Any) -> Array:
         queries = self.kernels.xp.asarray(queries, self.dtype)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries must have shape (b, {self.dim}), got {queries.shape}")
-        return self._scores(queries)
+        return queries
 
-    def _scores(self, queries: Array) -> Array:
-        scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
-        for ids in self._blocks():
-            scores[:, ids] = queries @ self._rows(ids).T
-        return scores
+    def _products_with(self, queries: Array) -> Callable[[Integers], Array]:
+        """Prepare for the inner products of queries (b, dim) with rows of valid ids (m,), (b, m).
 
-    def _blocks(self) -> Iterator[Integers]:
-        """Ids of rows, as many at a time as fit."""
-        step = max(1, BLOCK // self._entries_per_row)
+        Rows that are equal have equal products, bit by bit. BLAS may round a row by its place.
+        """
+        xp = self.kernels.xp
+        if len(queries) < FEW:
+            einsum, stack = xp.einsum, xp.stack
+            return lambda ids: stack([einsum("ij,j->i", self._rows(ids), query) for query in queries])
+        columns = xp.ascontiguousarray(queries.T)
+        return lambda ids: self.kernels.combine(self._rows(ids), columns).T
+
+    def _blocks(self, width: int = 0) -> Iterator[tuple[slice, Integers]]:
+        """Rows and their ids, as many at a time as fit, and as a row of the result is wide."""
+        step = max(1, BLOCK // max(self._entries_per_row, width))
         for start in range(0, self.vocab_size, step):
-            yield self.kernels.xp.arange(start, min(start + step, self.vocab_size))
+            stop = min(start + step, self.vocab_size)
+            yield slice(start, stop), self.kernels.xp.arange(start, stop)
+
+    def _query_blocks(self, n: int) -> list[slice]:
+        """As many queries at a time as fit."""
+        step = max(1, min(QUERIES, BLOCK // self._entries_per_query))
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
     @property
     def _entries_per_row(self) -> int:
         """Entries of the largest array on the way to a row."""
+        return self.dim
+
+    @property
+    def _entries_per_query(self) -> int:
+        """Entries of what `_products_with` makes of a query."""
         return self.dim
 
     @property
@@ -222,7 +267,8 @@ class Compressed(ABC):
             ends = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
             if ends[-1] != len(text):
                 raise ValueError(f"words of {ends[-1]} bytes in a text of {len(text)}")
-            self.words = [text[a:b].tobytes().decode() for a, b in pairwise(ends)]
+            self._vocabulary = [text[a:b].tobytes().decode() for a, b in pairwise(ends)]
+            self._stored_words = None  # after the others are there
         return self._vocabulary
 
     @words.setter
@@ -231,7 +277,7 @@ class Compressed(ABC):
         if vocabulary is not None and len(vocabulary) != self.vocab_size:
             raise ValueError(f"{len(vocabulary)} words for {self.vocab_size} rows")
         self._vocabulary = vocabulary  # before the others are gone
-        self._stored_words = None
+        self._stored_words = self._mapped = None
         self.__dict__.pop("_ids", None)
 
     @cached_property
@@ -241,11 +287,17 @@ class Compressed(ABC):
         return {word: i for i, word in reversed(list(enumerate(self.words)))}
 
     @cached_property
-    def _norms(self) -> Array:
-        """Lengths of all rows, (vocab_size,), on the host."""
-        rows = (backends.to_numpy(self._rows(ids)) for ids in self._blocks())
-        norms = (np.linalg.norm(block, axis=1) for block in rows)
-        return np.concatenate([np.empty(0, self.dtype), *norms])
+    def _lengths(self) -> Array:
+        """Of all rows, (vocab_size,), on the host; infinity for one of zeros, so that its cosines are 0."""
+        lengths = np.empty(self.vocab_size, self.dtype)
+        for rows, ids in self._blocks():
+            lengths[rows] = np.sqrt(backends.to_numpy(self._squares(ids)))
+        return np.where(lengths > 0, lengths, self.dtype.type(np.inf))
+
+    def _squares(self, ids: Integers) -> NDArray[np.float64]:
+        """Squared lengths of rows of valid ids (b,)."""
+        rows = self._rows(ids)
+        return self.kernels.xp.einsum("ij,ij->i", rows, rows, dtype=np.float64)
 
     def id_of(self, word: str) -> int:
         """Row of a word.
@@ -270,6 +322,53 @@ class Compressed(ABC):
         """Whether there is a row for a word."""
         return word in self._ids
 
+    def search(self, queries: Any, n: int = 10) -> tuple[NDArray[np.int64], Array]:
+        """Rows of the largest cosines with each query, all rows compared, block by block.
+
+        No row is decoded where its codes tell the product: those of product quantization pick sums from a
+        table of the query, factors take the query through the right one. Lengths of rows are found once.
+
+        Parameters
+        ----------
+        queries : (b, dim)
+        n : int
+
+        Returns
+        -------
+        ids : (b, min(n, vocab_size)) int64
+            By falling cosine, equal ones by id.
+        cosines : the same shape
+            0 with a row or a query of zeros.
+
+        Raises
+        ------
+        ValueError
+            If the queries are not as wide as the table, or not finite, or n is below 1.
+
+        Examples
+        --------
+        >>> from dpq_ref.compressed import DenseTable
+        >>> table = DenseTable(np.float32([[0, 2], [1, 0], [3, 4], [0, 1]]))
+        >>> table.search([[0, 1]], 3)
+        (array([[0, 3, 2]]), array([[1. , 1. , 0.8]], dtype=float32))
+        """
+        queries = backends.to_numpy(self._queries(queries))
+        if not np.isfinite(queries).all():
+            raise ValueError("queries must be finite")
+        n = min(checks.positive("n", n), self.vocab_size)
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
+        lengths, exponents = np.frexp(lengths)  # a power of two goes off without rounding
+        queries = np.ldexp(queries, -exponents)
+        best = np.zeros((len(queries), n), np.int64), np.full((len(queries), n), -np.inf, self.dtype)
+        for some in self._query_blocks(len(queries)):
+            products = self._products_with(self.kernels.xp.asarray(queries[some]))
+            for rows, ids in self._blocks(some.stop - some.start):
+                cosines = backends.to_numpy(products(ids)) / self._lengths[rows]
+                for i, row in enumerate(cosines, some.start):
+                    _keep_best(np.arange(rows.start, rows.stop), row, *(array[i] for array in best))
+        best[1][:] = best[1] / np.where(lengths > 0, lengths, 1)
+        return best
+
     def most_similar(self, query: Any, n: int = 10) -> list[tuple[Any, float]]:
         """Rows of the largest cosine with a word or a vector.
 
@@ -290,16 +389,11 @@ class Compressed(ABC):
             If the word is not known, or the vector not as wide as the table.
         """
         own = self.id_of(query) if isinstance(query, str) else None
-        vector = self.lookup(own) if own is not None else np.asarray(backends.to_numpy(query), self.dtype)
-        vector, scores = map(backends.to_numpy, (vector, self.scores(vector[None])[0]))
-        lengths = self._norms * np.linalg.norm(vector)
-        cosines = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
-        if own is not None:
-            cosines[own] = -np.inf
-        n = min(checks.positive("n", n), self.vocab_size - (own is not None))
-        best = np.argsort(-cosines, kind="stable")[:n].tolist()
+        vector = backends.to_numpy(query) if own is None else self.lookup(own)
+        ids, cosines = self.search(vector[None], checks.positive("n", n) + (own is not None))
         names = range(self.vocab_size) if self.words is None else self.words
-        return [(names[i], float(cosines[i])) for i in best]
+        found = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
+        return [(names[i], cosine) for i, cosine in found if i != own][:n]
 
     @property
     def compression_ratio(self) -> float:
@@ -312,19 +406,34 @@ class Compressed(ABC):
         Parameters
         ----------
         path : path-like
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; then the file of before is what it was.
+        ValueError
+            If a word has no UTF-8.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
         config = self.config()
         head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
         metadata = {"dpq_ref": json.dumps(head | config)}
-        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+        def write(file: BinaryIO) -> None:
+            try:
+                save_file(arrays, file.name, metadata)
+            except SafetensorError as error:
+                raise OSError(f"{path}: {error}") from error
+
+        write_atomically(path, write)
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
         if self.words is None:
             return {}
-        encoded = [word.encode() for word in self.words]
+        encoded = checks.utf8(self.words)
         text, lengths = np.frombuffer(b"".join(encoded), np.uint8), np.array([*map(len, encoded)], np.uint32)
         return dict(zip(WORDS, (text, lengths), strict=True))
 
@@ -335,6 +444,19 @@ class Compressed(ABC):
         )
 
 
+def _keep_best(ids: Integers, values: Array, best_ids: Integers, best: Array) -> None:
+    """Let the best of some values, and their ids, into those found so far; ids come in rising order."""
+    n = len(best)
+    better = np.flatnonzero(values > best[-1])  # of equal ones the earlier stay
+    if len(better) > n:
+        least = np.partition(values[better], -n)[-n]
+        better = better[values[better] >= least]
+    if len(better):
+        values, ids = np.r_[best, values[better]], np.r_[best_ids, ids[better]]
+        order = np.argsort(-values, kind="stable")[:n]
+        best[:], best_ids[:] = values[order], ids[order]
+
+
 def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     """Read a file that `Compressed.save` wrote.
 
@@ -343,7 +465,9 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     path : path-like
     mapped : bool
         Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
-        processes that do so. Then the checksum, which takes every byte, is not checked; without, it is.
+        processes that do so. Then only the header is checked: names, types, shapes and places of the arrays,
+        and that they and the configuration make a table. The checksum, which takes every byte, is not: a
+        damaged number goes unseen; a damaged code may, too, or be refused when it is looked up.
 
     Returns
     -------
@@ -397,9 +521,14 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
             if (text.dtype, lengths.dtype, lengths.shape, text.ndim) != takes:
                 raise ValueError(f"words {text.dtype} {text.shape}, {lengths.dtype} {lengths.shape}")
             table._stored_words = text, lengths
+        table._mapped = str(path.resolve()) if mapped else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
     return table
+
+
+def _map(path: str) -> Compressed:
+    return load(path, mapped=True)
 
 
 def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
@@ -439,27 +568,38 @@ def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike, content: bytes | Callable[[str], Any]) -> None:
-    """Write a file through a temporary one beside it, so that a reader sees all of it or none.
+def write_atomically(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all: a reader sees what was there before, and then all of the new one.
+
+    It is written beside its place as `.NAME.xxxxxxxx.part`, and moved there. Should the process be killed,
+    that one is left; nothing reads it, and it may be deleted.
 
     Parameters
     ----------
     path : path-like
+        A link stays a link, to the new file.
     content : bytes or callable
-        What the file holds, or what writes that to a path.
+        What the file holds, or what writes that to an open file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; then no part of it is left.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if callable(content):
-                content(temporary)
+                content(file)
             else:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise

@@ -1,6 +1,6 @@
 """Words in blocks, each block with factors of its own: GroupReduce (P. Chen et al., NeurIPS 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -220,12 +220,20 @@ class BlockTable(Compressed):
     def _rights(self) -> list[Array | None]:
         return [self._right(p) for p in range(len(self.ranks))]
 
-    def _scores(self, queries: Array) -> Array:
-        scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
-        for p in range(len(self.ranks)):
-            left, right = self.block(p)
-            scores[:, self.block_of_word == p] = (queries if right is None else queries @ right.T) @ left.T
-        return scores
+    def _products_with(self, queries: Array) -> Callable[[Integers], Array]:
+        xp = self.kernels.xp
+        columns = [queries.T if right is None else right @ queries.T for right in self._rights]
+
+        def products(ids: Integers) -> Array:
+            found = xp.empty((len(queries), len(ids)), self.dtype)
+            block_of = self.block_of_word[ids]
+            for p in backend.to_numpy(xp.unique(block_of)):
+                mine = xp.flatnonzero(block_of == p)
+                left = self._left(p, self._index[ids[mine]])
+                found[:, mine] = self.kernels.combine(left, columns[p]).T
+            return found
+
+        return products
 
     def _rows(self, ids: Integers) -> Array:
         xp = self.kernels.xp

@@ -1,5 +1,6 @@
 """A row is a combination of directions: low rank, rotations, linear decoders of codes."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
@@ -98,15 +99,20 @@ class FactoredTable(Compressed):
         vectors = sum(array.nbytes for array in self._vectors.values())
         return self.left.bytes_per_lookup(weights) + sum(self.right.bits().values()) / 8 + vectors
 
-    def _scores(self, queries: Array) -> Array:
+    def _products_with(self, queries: Array) -> Callable[[Integers], Array]:
         if self.bound is not None:
-            return super()._scores(queries)
-        scores = self.left._scores(queries @ self._basis.T)
-        return scores if self.offset is None else scores + (queries @ self.offset)[:, None]
+            return super()._products_with(queries)
+        products = self.left._products_with(queries @ self._basis.T)
+        offset = self.offset
+        return products if offset is None else lambda ids: products(ids) + (queries @ offset)[:, None]
 
     @property
     def _entries_per_row(self) -> int:
         return max(self.left._entries_per_row, self.dim)
+
+    @property
+    def _entries_per_query(self) -> int:
+        return self.left._entries_per_query
 
     @cached_property
     def _basis(self) -> Array:

@@ -1,5 +1,7 @@
 """Codes into values: what DPQ, product quantization and additive codes store."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -119,6 +121,32 @@ class ProductTable(Compressed):
     @property
     def _entries_per_row(self) -> int:
         return self.dim * (self.n_groups if self.additive else 1)
+
+    @property
+    def _entries_per_query(self) -> int:
+        return self.n_groups * self.n_codes
+
+    def _products_with(self, queries: Array) -> Callable[[Integers], Array]:
+        """Asymmetric distances (Jegou, Douze, Schmid 2011, section III): the products of all codes, once."""
+        if self.additive:
+            parts = queries[:, None].repeat(self.n_groups, axis=1) / self.dtype.type(self.n_groups)
+        elif self._columns is None:
+            parts = queries
+        else:
+            parts = self.kernels.xp.zeros((len(queries), self.n_groups * self._books.shape[2]), self.dtype)
+            parts[:, self._columns] = queries
+        parts = parts.reshape(len(queries), self.n_groups, -1)
+        return partial(self._sums, terms=self.kernels.dot_responses(parts, self._books))
+
+    def _squares(self, ids: Integers) -> NDArray[np.float64]:
+        if self.additive:  # the values of a row are not orthogonal
+            return super()._squares(ids)
+        xp = self.kernels.xp
+        squares = xp.einsum("jkc,jkc->jk", self._books, self._books, dtype=np.float64)
+        return self._sums(ids, xp.broadcast_to(squares, (1, self.n_groups, self.n_codes)))[0]
+
+    def _sums(self, ids: Integers, terms: Array) -> Array:
+        return self.kernels.sum_packed(self.packed, self.n_bits, ids, self.n_groups, terms)
 
     def _codes(self, ids: Integers) -> Integers:
         return self.kernels.unpack_codes(self.packed, self.n_bits, ids, self.n_groups)

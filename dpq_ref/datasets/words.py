@@ -1,7 +1,7 @@
 r"""Word lists that judge a table: similarity, analogies, relations; word frequencies; tables in .npz.
 
-All text is UTF-8, a line an item, plain or packed (``.gz``, ``.xz``); lines end in ``\n`` or ``\r\n``. A word
-is looked up as it is and, where that is not known, lower-cased.
+All text is UTF-8, a line an item, plain or packed (``.gz``, ``.xz``, ``.zst``); lines end in ``\n`` or
+``\r\n``. A word is looked up as it is and, where that is not known, lower-cased.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import checks
-from dpq_ref.datasets.files import read_text
+from dpq_ref.datasets.files import MOST, most_unpacked, read_text
 
 __all__ = [
     "Analogy",
@@ -29,9 +29,11 @@ __all__ = [
     "read_npz_table",
     "read_relations",
     "read_similarity",
+    "weights_for",
 ]
 
 PathLike = str | os.PathLike[str]
+ZIPF = "zipf"
 
 
 class SimilarityPair(NamedTuple):
@@ -160,12 +162,59 @@ def counts_for(words: Iterable[str], frequencies: Mapping[str, int]) -> NDArray[
     return np.array(found, np.int64)
 
 
-def read_npz_table(path: PathLike) -> tuple[list[str], NDArray[np.floating]]:
-    """Read a table from an .npz with ``words`` (n,) and ``vectors`` (n, d).
+def weights_for(
+    frequencies: PathLike, words: Sequence[str] | None, n: int, source: str = "the table"
+) -> NDArray[np.float64]:
+    """Weigh the rows of a table by how often their words come.
+
+    Parameters
+    ----------
+    frequencies : path-like
+        As for `read_frequencies`, or "zipf": row i has weight 1 / (i + 1), as rows in the order of their
+        frequency would (G. K. Zipf, *Human Behavior and the Principle of Least Effort*, 1949).
+    words : n str, or None
+        Needed for all but "zipf". One that is not known counts once.
+    n : int
+    source : str
+        What a message calls the table.
 
     Returns
     -------
-    words : list of str
+    (n,) float64
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As in `read_frequencies`; and if there are no words.
+
+    Examples
+    --------
+    >>> weights_for("zipf", None, 4).tolist()
+    [1.0, 0.5, 0.3333333333333333, 0.25]
+    """
+    if frequencies == ZIPF:
+        return 1 / np.arange(1, n + 1)
+    if words is None:
+        raise ValueError(
+            f"{source} has no words, which frequencies in a file need; {ZIPF!r} takes the rows' order"
+        )
+    return np.maximum(counts_for(words, read_frequencies(frequencies)), 1).astype(np.float64)
+
+
+def read_npz_table(
+    path: PathLike, tensor: str | None = None
+) -> tuple[list[str] | None, NDArray[np.floating]]:
+    """Read a table from an .npz with ``words`` (n,) and ``vectors`` (n, d).
+
+    Parameters
+    ----------
+    path : path-like
+    tensor : str, optional
+        Another array in place of both: a table without words.
+
+    Returns
+    -------
+    words : list of str, or None
     vectors : (n, d) float32 or float64
         Half precision becomes float32.
 
@@ -174,36 +223,41 @@ def read_npz_table(path: PathLike) -> tuple[list[str], NDArray[np.floating]]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no .npz, an array is missing, pickled or of the wrong shape, or a vector is not finite.
+        If it is no .npz, an array is missing, pickled or of the wrong shape, unpacks to more than 100 times
+        its size, or a vector is not finite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
+    names = ("words", "vectors") if tensor is None else (tensor,)
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("one array, no .npz")
         with arrays:
-            missing = [name for name in ("words", "vectors") if name not in arrays]
-            if missing:
-                raise ValueError(f"no array {' and no '.join(missing)}; it has {', '.join(arrays)}")
-            words, vectors = _array(arrays, "words"), _array(arrays, "vectors")
-        if words.dtype.kind != "U" or words.shape != vectors.shape[:1]:
-            got = f"words {words.dtype} {words.shape} for vectors {vectors.shape}"
+            if missing := [name for name in names if name not in arrays]:
+                has = f"it has {', '.join(arrays)}"
+                raise ValueError(f"no array {' and no '.join(missing)}; {has}, and `tensor` names another")
+            *words, vectors = (_array(arrays, name, Path(path)) for name in names)
+        if words and (words[0].dtype.kind != "U" or words[0].shape != vectors.shape[:1]):
+            got = f"words {words[0].dtype} {words[0].shape} for vectors {vectors.shape}"
             raise ValueError(f"{got}; takes text (n,) for (n, d)")
-        return words.tolist(), checks.as_table(vectors, "vectors")
+        return words[0].tolist() if words else None, checks.as_table(vectors, names[-1])
     except Exception as error:  # a header may make NumPy and zipfile raise nearly anything
         raise ValueError(f"{path}: {error}") from error
 
 
-def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """Array of an .npz, if it is not larger than its file says; NumPy would make room for it first."""
-    archive = arrays.zip
-    assert archive is not None  # closed
-    with archive.open(f"{name}.npy") as file:
+def _array(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
+    """Array of an .npz, if it is as large as it says; NumPy would make room for it first."""
+    archive: Any = arrays.zip
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.file_size > most_unpacked(min(entry.compress_size, path.stat().st_size)):
+        raise ValueError(f"{name} holds more than {MOST[0]} times its size; save it unpacked first")
+    with archive.open(entry) as file:
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-        raise ValueError(f"{name} is cut off")
+        takes = file.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and takes != entry.file_size:  # less, and nothing would look at its checksum
+        raise ValueError(f"{name} has {entry.file_size} bytes, and its header takes {takes}")
     return arrays[name]
 
 

@@ -9,7 +9,8 @@ from numba.core import cgutils
 from numpy.typing import DTypeLike, NDArray
 
 from dpq_ref.kernels import reference
-from dpq_ref.kernels.reference import Array
+from dpq_ref.kernels.shapes import check_book as check_book
+from dpq_ref.kernels.shapes import check_shape as check_shape
 
 # The NumPy error model: x / 0 is inf or NaN as in the reference, and no test for it stops vectorisation.
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -45,12 +46,6 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
     return views
 
 
-def check_shape(name: str, array: NDArray, *shape: int) -> None:
-    """Raise ValueError unless an array has a shape."""
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-
-
 def check_range(name: str, indices: NDArray, size: int) -> None:
     """As `reference.check_range`, in one pass over indices of one axis."""
     if not _within(*inputs(np.int64, indices), int(size)):
@@ -63,12 +58,6 @@ def _within(indices, size):
     for i in indices:
         least, most = min(least, i), max(most, i)
     return least >= 0 and (most < size or indices.size == 0)
-
-
-def check_book(name: str, book: Array, n_groups: int, width: int) -> None:
-    """Raise ValueError unless a codebook fits, be it one per group or shared."""
-    if book.ndim != 3 or book.shape[0] not in (1, n_groups) or book.shape[1] < 1 or book.shape[2] != width:
-        raise ValueError(f"{name} must have shape ({n_groups} or 1, K, {width}), got {book.shape}")
 
 
 @_intrinsic
@@ -179,6 +168,27 @@ def add_4(typing, to, start, source, at, weight):
         return context.get_dummy_value()
 
     return types.void(to, types.intp, source, types.intp, float64), generate
+
+
+@_intrinsic
+def add_line(typing, to, start, source, at):
+    """Add 64 bytes of numbers from source[at] on to those from to[start] on; nothing is checked.
+
+    Both have one axis, are in C order and of one dtype.
+    """
+
+    def generate(context, builder, signature, arguments):
+        entry = context.get_value_type(to.dtype)
+        align = context.get_abi_sizeof(entry)
+        vector = ir.VectorType(entry, LINE // align).as_pointer()
+        target, origin = (
+            builder.bitcast(_pointer(context, builder, signature, arguments, i), vector) for i in (0, 2)
+        )
+        total = builder.fadd(builder.load(target, align=align), builder.load(origin, align=align))
+        builder.store(total, target, align=align)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, source, types.intp), generate
 
 
 @_intrinsic

@@ -9,7 +9,8 @@ from dpq_ref.kernels.reference import Array, Integers, canonical_code, check_ran
 
 ROWS = 64  # rows of a block
 AHEAD = 12  # rows that memory is asked for before they are read
-TILE = 256  # rows that queries share in `hamming_nearest`
+TILE = 256  # rows that queries share in `hamming_nearest` and `sum_packed`
+SIDE_BY_SIDE = 4  # queries of `sum_packed` from which on they are lanes of a vector
 QUERIES = 32  # that a thread takes at a time there
 SHARED = 1 << 19  # entries of an output from which on it is worth waking other threads
 PACKED = 1 << 20  # codes that are packed at a time: a multiple of 8, as they must end with a byte
@@ -64,9 +65,14 @@ def _unpack_codes(packed, n_bits, ids, codes):
 
 @loops.inlined
 def _code(packed, bit, mask):
-    """Code at a bit of a stream of 8 bytes or more: in the 64 bits from its byte on, or in the last 64."""
+    return _word(packed, bit) & mask
+
+
+@loops.inlined
+def _word(packed, bit):
+    """Bits of a stream of 8 bytes or more from a bit on: 57 or more of them, or those up to its end."""
     byte = min(bit >> 3, packed.size - 8)
-    return (loops.load_word(packed, byte) >> (bit - 8 * byte)) & mask
+    return loops.load_word(packed, byte) >> (bit - 8 * byte)
 
 
 def decode_packed(
@@ -177,6 +183,81 @@ def _decode_row(packed, bit, n_bits, book, s, step, D, out, to):
             for c in range(s):
                 out[to + c] = book[at + c]
             bit, base, to = bit + n_bits, base + step, to + s
+
+
+def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
+    """As `reference.sum_packed`; many queries share what is read of a row, as the lanes of a vector."""
+    loops.check_shape("ids", ids, ids.size)
+    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
+    q, _, K = terms.shape
+    loops.check_shape("terms", terms, q, n_groups, K)
+    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
+    bits, D = int(n_bits), int(n_groups)
+    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
+        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    sums = np.empty((q, ids.size), terms.dtype)
+    if q < SIDE_BY_SIDE:
+        for query, out in zip(loops.inputs(terms.dtype, *terms), sums, strict=True):
+            _sum_rows(*codes, query.reshape(-1), K, bits, D, out)
+        return sums
+    lanes = loops.LINE // terms.itemsize
+    padded = np.zeros((-(-q // lanes), D, K, lanes), terms.dtype)
+    for i in range(q):
+        padded[i // lanes, :, :, i % lanes] = terms[i]
+    _sum_lanes(*codes, *loops.inputs(terms.dtype, padded), bits, sums)
+    return sums
+
+
+@loops.parallel
+def _sum_rows(packed, ids, terms, K, n_bits, D, out):
+    """For one query, four rows at a time: one addition need not wait for the one before."""
+    mask, per = (1 << n_bits) - 1, 56 // n_bits  # codes of a word, wherever in a byte they start
+    for block in prange((ids.size + TILE - 1) // TILE):
+        last = min((block + 1) * TILE, ids.size) - 1
+        for i in range(block * TILE, last + 1, 4):
+            i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+            b0, b1, b2, b3 = (
+                ids[i] * D * n_bits,
+                ids[i1] * D * n_bits,
+                ids[i2] * D * n_bits,
+                ids[i3] * D * n_bits,
+            )
+            s0 = s1 = s2 = s3 = terms.dtype.type(0)
+            base = 0
+            for j in range(0, D, per):
+                w0, w1, w2, w3 = _word(packed, b0), _word(packed, b1), _word(packed, b2), _word(packed, b3)
+                for _ in range(min(per, D - j)):
+                    s0 += terms[base + (w0 & mask)]
+                    s1 += terms[base + (w1 & mask)]
+                    s2 += terms[base + (w2 & mask)]
+                    s3 += terms[base + (w3 & mask)]
+                    w0, w1, w2, w3 = w0 >> n_bits, w1 >> n_bits, w2 >> n_bits, w3 >> n_bits
+                    base += K
+                step = per * n_bits
+                b0, b1, b2, b3 = b0 + step, b1 + step, b2 + step, b3 + step
+            out[i], out[i1], out[i2], out[i3] = s0, s1, s2, s3
+
+
+@loops.parallel
+def _sum_lanes(packed, ids, terms, n_bits, sums):
+    chunks, D, K, lanes = terms.shape
+    flat, mask = terms.reshape(-1), (1 << n_bits) - 1
+    for block in prange((ids.size + TILE - 1) // TILE):
+        start = block * TILE
+        rows = ids[start : start + TILE]
+        codes, tile = np.empty((D, TILE), np.int32), np.empty(TILE * lanes, terms.dtype)
+        for i in range(rows.size):
+            for j in range(D):
+                codes[j, i] = _code(packed, (rows[i] * D + j) * n_bits, mask)
+        for chunk in range(chunks):
+            tile[:] = 0
+            for j in range(D):  # the terms of one group stay in the cache
+                base = (chunk * D + j) * K
+                for i in range(rows.size):
+                    loops.add_line(tile, i * lanes, flat, (base + codes[j, i]) * lanes)
+            for q in range(chunk * lanes, min((chunk + 1) * lanes, len(sums))):
+                for i in range(rows.size):
+                    sums[q, start + i] = tile[i * lanes + q % lanes]
 
 
 def unpack_levels(

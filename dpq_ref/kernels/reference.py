@@ -778,6 +778,29 @@ def decode_packed(
     return out
 
 
+def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
+    """Add up the terms that the codes of rows pick: products with queries, and no row is decoded.
+
+    <q, row i> is the sum over groups j of <q_j, values[j, codes[i, j]]>: with those as terms, n rows take n D
+    additions in place of n D s products (the asymmetric distances of Jegou, Douze, Schmid 2011, section III).
+
+    Parameters
+    ----------
+    packed, n_bits, ids, n_groups
+        As in `decode_packed`.
+    terms : (q, D, K)
+
+    Returns
+    -------
+    (q, b) terms[:, 0, codes[i, 0]] + terms[:, 1, codes[i, 1]] + ..., in this order
+    """
+    codes = unpack_codes(packed, n_bits, ids, n_groups)
+    sums = np.zeros((len(terms), len(ids)), terms.dtype)
+    for j in range(n_groups):
+        sums += terms[:, j, codes[:, j]]
+    return sums
+
+
 def canonical_code(lengths: Integers) -> Integers:
     """Prefix code whose words have given lengths: in order of length, then of number, each is the next.
 

@@ -6,7 +6,7 @@ is needed; BLAS runs on one thread, so that a result does not depend on how many
 """
 
 from collections.abc import Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dpq_ref import checks
 from dpq_ref.compressed import Compressed
 from dpq_ref.kernels.reference import BLOCK, Array
-from dpq_ref.progress import told
+from dpq_ref.resume import Shared, stepwise
 
 Float64 = NDArray[np.float64]
 
@@ -95,17 +95,30 @@ def _shares(weights: Any, n: int) -> Float64:
 
 def _mean_square(table: Array, other: Array | Compressed | None, shares: Float64) -> float:
     """Mean over rows of the squared length of a row, or of the difference of two."""
-    total = 0.0
-    for rows in told("error", list(blocks(*table.shape))):
-        x = table[rows].astype(np.float64)
-        if isinstance(other, Compressed):
-            x -= other.lookup(np.arange(rows.start, rows.stop))
-        elif other is not None:
-            x -= other[rows]
-        total += float(shares[rows] @ np.einsum("ij,ij->i", x, x))
+    compared = Shared(other) if isinstance(other, np.ndarray) else other
+    squares, total, parts = partial(_squares, Shared(table), compared), 0.0, list(blocks(*table.shape))
+    for rows, found in zip(parts, stepwise("error", squares, parts), strict=True):
+        total += float(shares[rows] @ found)
     if not np.isfinite(total):
         raise ValueError("other has an entry that is NaN or infinite")
     return total
+
+
+def _squares(table: Shared, other: Shared | Compressed | None, rows: slice) -> Float64:
+    """Squared lengths of some rows, or of their differences, perhaps on another machine."""
+    x = table.array[rows].astype(np.float64)
+    if isinstance(other, Compressed):
+        x -= other.lookup(np.arange(rows.start, rows.stop))
+    elif other is not None:
+        x -= other.array[rows]
+    return np.einsum("ij,ij->i", x, x)
+
+
+def _cosines(table: Shared, other: Shared, rows: slice) -> Float64:
+    x, y = unit_rows(table.array[rows]), unit_rows(other.array[rows])
+    cosines = np.einsum("ij,ij->i", x, y)
+    cosines[~(x.any(axis=1) | y.any(axis=1))] = 1
+    return cosines
 
 
 # --- Entries and directions -----------------------------------------------------------------------------
@@ -177,11 +190,9 @@ def mean_cosine(table: Any, other: Any, weights: Any = None) -> float:
     table, other = check_tables(table, other)
     shares = _shares(weights, len(table))
     total = 0.0
-    for rows in blocks(*table.shape):
-        x, y = unit_rows(table[rows]), unit_rows(other[rows])
-        cosine = np.einsum("ij,ij->i", x, y)
-        cosine[~(x.any(axis=1) | y.any(axis=1))] = 1
-        total += float(shares[rows] @ cosine)
+    parts, cosines = list(blocks(*table.shape)), partial(_cosines, Shared(table), Shared(other))
+    for rows, found in zip(parts, stepwise("cosines", cosines, parts), strict=True):
+        total += float(shares[rows] @ found)
     return min(max(total, -1.0), 1.0)
 
 

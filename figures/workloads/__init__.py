@@ -6,6 +6,7 @@ from figures.workloads.linear import itq, low_rank
 from figures.workloads.lookup import lookup
 from figures.workloads.quantizers import product, product_codes, product_sampled, rotated_product
 from figures.workloads.reading import hamming, int8, text
+from figures.workloads.search import gather, search
 from figures.workloads.start import start
 from figures.workloads.training import classifier, language_model
 
@@ -13,6 +14,7 @@ __all__ = [
     "classifier",
     "dpq_sx",
     "dpq_vq",
+    "gather",
     "hamming",
     "int8",
     "itq",
@@ -25,6 +27,7 @@ __all__ = [
     "product_codes",
     "product_sampled",
     "rotated_product",
+    "search",
     "start",
     "text",
 ]

