@@ -4,6 +4,7 @@ A kernel set is a module with the functions of `dpq_ref.kernels.reference` and `
 Nothing falls back silently: a back end that is not there is an error that names what to install.
 """
 
+import ctypes
 import importlib
 from contextlib import ContextDecorator
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-MODULES = {"numpy": "reference", "numba": "cpu"}
+MODULES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu"}
 
 
 def get(name: Any = None) -> Any:
@@ -34,6 +35,8 @@ def get(name: Any = None) -> Any:
         For an unknown name.
     ImportError
         If the back end cannot be had; the message says how to get it.
+    RuntimeError
+        For "cupy" where there is no GPU.
 
     Examples
     --------
@@ -44,10 +47,13 @@ def get(name: Any = None) -> Any:
     if isinstance(name, ModuleType):
         return name
     name = "numba" if name is None else name
-    if name == "cupy":
-        raise ImportError("backend='cupy' is not part of this version; it takes 'numpy' or 'numba'")
     if name not in MODULES:
         raise ValueError(f"backend={name!r}; it takes 'numpy', 'numba' or 'cupy'")
+    if name == "cupy":
+        try:
+            importlib.import_module("cupy")
+        except ImportError as error:
+            raise ImportError(f"backend='cupy' needs CuPy: {_wheel(_cuda_of_driver())}") from error
     return importlib.import_module(f"dpq_ref.kernels.{MODULES[name]}")
 
 
@@ -105,3 +111,26 @@ def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _cuda_of_driver() -> int:
+    """Newest CUDA that the driver of this machine runs, its first number; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value // 1000
+
+
+def _wheel(cuda: int) -> str:
+    """How to install CuPy for a version of CUDA, or for which ones it comes."""
+    for_13, for_12 = (
+        "pip install 'dpq-ref[gpu13]' (cupy-cuda13x)",
+        "pip install 'dpq-ref[gpu12]' (cupy-cuda12x)",
+    )
+    if cuda == 0:
+        return f"{for_13} for CUDA 13, {for_12} for CUDA 12; this machine has no driver of NVIDIA"
+    if cuda < 12:
+        return f"{for_12}, and a newer driver: that of this machine is for CUDA {cuda}"
+    return for_13 if cuda >= 13 else for_12

@@ -65,6 +65,8 @@ __all__ = [
     "xp",
 ]
 
+device.require()
+
 # --- Rows of a table ------------------------------------------------------------------------------------
 
 
@@ -188,8 +190,8 @@ def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -
     shapes.check_shape("counts", counts, b)
     residual = decode(codes, keys) - query
     weighted = counts[:, None, None] * residual
-    total = float((weighted * residual).sum(dtype=np.float64))
-    return query.dtype.type(total), sum_by_code(codes, weighted, keys.shape[1])
+    total = (weighted * residual).sum(dtype=np.float64).astype(query.dtype)  # on the GPU, 0-d
+    return total, sum_by_code(codes, weighted, keys.shape[1])
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
@@ -298,7 +300,7 @@ def sign_products(
         below[...] = rotated < 0
     signs = xp.where(rotated < 0, -1, 1).astype(rows.dtype)
     rest = xp.square(signs - rotated).sum(axis=1, dtype=np.float64)
-    return cross(rows, signs, weights), np.float64(float((weights.astype(np.float64) * rest).sum()))
+    return cross(rows, signs, weights), (weights.astype(np.float64) * rest).sum()
 
 
 def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:

@@ -33,6 +33,16 @@ PARAMETER = re.compile(r"\s*(const )?(\w+)(\*?) (\w+)\s*")
 CONSTANT = re.compile(r"^#define (\w+) (\d+)\b", re.MULTILINE)
 
 
+def require() -> None:
+    """Raise RuntimeError unless CuPy finds a GPU."""
+    try:
+        found = xp.cuda.runtime.getDeviceCount()
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f"backend='cupy' finds no GPU: {error}") from error
+    if not found:
+        raise RuntimeError("backend='cupy' finds no GPU")
+
+
 @dataclass(frozen=True)
 class Kernel:
     """Declaration of a kernel: its file without ending, threads of a block, and (name, C type, pointer)."""
