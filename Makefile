@@ -8,12 +8,15 @@ VENV   := .venv
 ORACLE := .venv-oracle
 BENCH  := .venv-bench
 DOCS   := .venv-docs
+NVRTC  := .venv-nvrtc
+DEVICE := .venv-gpu
+GPU    ?= gpu13
 RUN    := $(VENV)/bin/python -m
 
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs study clean
+.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs study nvrtc gpu-test clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -45,6 +48,13 @@ oracle: $(ORACLE)/installed  ## compare with torch, faiss, nanopq and gensim, in
 oracle-slow: $(ORACLE)/installed  ## the same on large tables; prints the ratios
 	$(ORACLE)/bin/python -m pytest -s -m 'oracle and slow'
 
+nvrtc: $(NVRTC)/installed  ## compile the kernels for GPUs, in an environment of its own; needs no GPU
+	$(NVRTC)/bin/python -m pytest -m nvrtc tests/kernels
+
+gpu-test: $(DEVICE)/installed  ## on a GPU: the contract, gradients, training; GPU=gpu12 for CUDA 12; an error without one
+	$(DEVICE)/bin/python -c 'from dpq_ref import backend; backend.get("cupy")'
+	$(DEVICE)/bin/python -m pytest -m gpu tests/kernels
+
 bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and draw it
 	$(BENCH)/bin/python -m figures.speed
 	$(BENCH)/bin/python -m figures.plot_speed
@@ -61,7 +71,7 @@ study: $(VENV)/installed  ## the study of DPQ as a notebook and a page, build/st
 	$(RUN) figures.notebook
 
 clean:  ## remove the environments, builds and caches; results stay
-	rm -rf $(VENV) $(ORACLE) $(BENCH) $(DOCS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(ORACLE) $(BENCH) $(DOCS) $(NVRTC) $(DEVICE) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -72,6 +82,12 @@ $(ORACLE)/installed: pyproject.toml constraints.txt
 
 $(BENCH)/installed: pyproject.toml constraints.txt
 	$(call install,$(BENCH),bench)
+
+$(NVRTC)/installed: pyproject.toml constraints.txt
+	$(call install,$(NVRTC),test$(comma)nvrtc)
+
+$(DEVICE)/installed: pyproject.toml constraints.txt
+	$(call install,$(DEVICE),test$(comma)$(GPU))
 
 $(DOCS)/installed: pyproject.toml constraints.txt
 	$(call install,$(DOCS),docs)

@@ -7,9 +7,12 @@ Arrays enter a back end by `xp.asarray`, and leave it by `to_numpy`. Whoever rea
 for all work before it, so that a step of training reads none.
 """
 
+import ctypes
 import importlib
 import sys
-from contextlib import ContextDecorator
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager
+from contextvars import ContextVar
 from functools import cache
 from threading import Lock
 from types import ModuleType
@@ -38,6 +41,8 @@ def get(name: Any = None) -> Any:
         For an unknown name.
     ImportError
         If the back end cannot be had; the message says how to get it.
+    RuntimeError
+        For "cupy" where there is no GPU.
 
     Examples
     --------
@@ -54,9 +59,7 @@ def get(name: Any = None) -> Any:
         try:
             importlib.import_module("cupy")
         except ImportError as error:
-            raise ImportError(
-                "backend='cupy' needs CuPy: pip install 'dpq-ref[gpu13]', or [gpu12] for CUDA 12"
-            ) from error
+            raise ImportError(f"backend='cupy' needs CuPy: {_wheel(_cuda_of_driver())}") from error
     return importlib.import_module(f"dpq_ref.kernels.{MODULES[name]}")
 
 
@@ -86,6 +89,22 @@ def on_device(array: Any) -> bool:
 def array_module(array: Any) -> Any:
     """Array module that an array is of: NumPy, or that of a device."""
     return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+TRUSTED = ContextVar("TRUSTED", default=False)
+
+
+@contextmanager
+def trusted_indices() -> Iterator[None]:
+    """Let kernels of a device not wait to look at indices: the host has checked them, or kernels made them.
+
+    Inside, one that is out of range is no error, and may read or write anywhere.
+    """
+    token = TRUSTED.set(True)
+    try:
+        yield
+    finally:
+        TRUSTED.reset(token)
 
 
 def on_host(kernels: Any) -> Any:
@@ -129,3 +148,26 @@ def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _cuda_of_driver() -> int:
+    """Newest CUDA that the driver of this machine runs, its first number; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value // 1000
+
+
+def _wheel(cuda: int) -> str:
+    """How to install CuPy for a version of CUDA, or for which ones it comes."""
+    for_13, for_12 = (
+        "pip install 'dpq-ref[gpu13]' (cupy-cuda13x)",
+        "pip install 'dpq-ref[gpu12]' (cupy-cuda12x)",
+    )
+    if cuda == 0:
+        return f"{for_13} for CUDA 13, {for_12} for CUDA 12; this machine has no driver of NVIDIA"
+    if cuda < 12:
+        return f"{for_12}, and a newer driver: that of this machine is for CUDA {cuda}"
+    return for_13 if cuda >= 13 else for_12

@@ -82,7 +82,7 @@ def _there(context: click.Context, parameter: click.Parameter, name: str | None)
 
     try:
         return name and get(name) and name
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise click.BadParameter(str(error)) from error
 
 

@@ -141,13 +141,15 @@ def train(
         start = time.perf_counter()
         if schedule:
             optimizer.learning_rate = schedule(step)
-        loss = model.loss_and_gradients(next(batches))
+        with backends.trusted_indices():  # of batches, which layers check on the host
+            loss = model.loss_and_gradients(next(batches))
         grads = model.grads
         limit = np.inf if clip_norm is None else clip_norm
         history.note(loss, clip_global_norm(grads, limit, backend=optimizer.kernels), grads)
         if step % look == 0 or step % every == 0 or step == steps:
             assert len(history.losses) == step
-        optimizer.step(grads)
+        with backends.trusted_indices():
+            optimizer.step(grads)
         history.seconds += time.perf_counter() - start
         if evaluate and (step % every == 0 or step == steps):
             evaluate(step, float(np.mean(history.losses[since:])))

@@ -1,6 +1,9 @@
 """Choosing a kernel set."""
 
+import re
 import sys
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import numba
 import numpy as np
@@ -24,11 +27,44 @@ def test_an_unknown_name(name):
         backend.get(name)
 
 
-def test_cupy_is_an_error_and_not_something_else():
+def test_cupy_is_an_error_and_not_something_else(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match="backend='cupy'"):
         backend.get("cupy")
     with pytest.raises(ImportError, match="cupy"):
         DPQEmbedding(10, 4, n_groups=2, n_codes=2, backend="cupy")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "says"),
+    [
+        (13, "pip install 'dpq-ref[gpu13]' (cupy-cuda13x)"),
+        (14, "pip install 'dpq-ref[gpu13]' (cupy-cuda13x)"),
+        (12, "pip install 'dpq-ref[gpu12]' (cupy-cuda12x)"),
+        (11, "is for CUDA 11"),
+        (0, "cupy-cuda13x) for CUDA 13, pip install 'dpq-ref[gpu12]' (cupy-cuda12x) for CUDA 12"),
+    ],
+)
+def test_which_cupy(cuda, says, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(backend, "_cuda_of_driver", lambda: cuda)
+    with pytest.raises(ImportError, match=re.escape(says)):
+        backend.get("cupy")
+
+
+def test_cupy_without_a_gpu(monkeypatch):
+    """Whether CuPy counts none or complains."""
+
+    def complains():
+        raise ArithmeticError("cudaErrorNoDevice")
+
+    for count in (lambda: 0, complains):
+        cupy = ModuleType("cupy")
+        runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=ArithmeticError)
+        cupy.cuda = SimpleNamespace(runtime=runtime)
+        with mock.patch.dict(sys.modules, {"cupy": cupy}):
+            with pytest.raises(RuntimeError, match="backend='cupy' finds no GPU"):
+                backend.get("cupy")
 
 
 def test_without_numba_the_default_is_an_error_and_not_numpy(monkeypatch):

@@ -4,10 +4,13 @@ Where host and device mix, the stand-in raises. `waits` are what the host waited
 training.
 """
 
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import stand_in_cupy
-from stand_in_gpu import install, same
+from stand_in_gpu import compiled, install, same
 
 import baselines
 from dpq_ref import SGD, Adagrad, Adam, backend, metrics, trainer
@@ -395,3 +398,28 @@ def test_metrics_take_arrays_of_the_device():
         ]
 
     on_both(run)
+
+
+# --- The kernels for a GPU themselves -----------------------------------------------------------------------
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["full", "sx-padding", "vq", "vq-average"])
+@pytest.mark.parametrize("task", ["language model", "classifier"])
+def test_training_on_the_kernels_of_a_gpu(task, kind, monkeypatch):
+    """Their CUDA compiled by g++: the losses of the host but for rounding, and no step waits for anything."""
+    monkeypatch.setitem(sys.modules, "dpq_ref.kernels.gpu", compiled())
+
+    def run(name):
+        layer, rng = embedding(kind, name), np.random.default_rng(4)
+        if task == "classifier":
+            model = classify.TextClassifier(layer, 3, hidden=6, rng=1)
+            stream = iter(lambda: (rng.integers(0, N, (8, 5)), rng.integers(0, 3, 8)), None)
+            return steps_of(model, stream, Adam(model.params, 0.01, backend=name), 4)[0]
+        model = language_model.LanguageModel(layer, PLAN, rng=1)
+        stream = language_model.batches(TEXT, PLAN.batch_size, PLAN.n_steps)
+        return steps_of(model, stream, SGD(model.params, 1.0, backend=name), 6, clip_norm=0.5)[0]
+
+    np.testing.assert_allclose(run("cupy"), run("numpy"), rtol=2e-5)

@@ -2,7 +2,8 @@
 
 What CuPy's array functions do about as fast as a kernel is written with them; the rest starts kernels of the
 folder `cuda`. Nothing is added by atomics, so the same call on the same GPU gives the same bits. Indices are
-checked before each launch, for which the host waits: out of range they are an error here, too.
+checked before each launch, for which the host waits: out of range they are an error here, too. A step of
+training waits for nothing: its indices are checked on the host (`backend.trusted_indices`).
 """
 
 import cupy as xp
@@ -64,6 +65,8 @@ __all__ = [
     "vq_statistics",
     "xp",
 ]
+
+device.require()
 
 # --- Rows of a table ------------------------------------------------------------------------------------
 
@@ -188,8 +191,8 @@ def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -
     shapes.check_shape("counts", counts, b)
     residual = decode(codes, keys) - query
     weighted = counts[:, None, None] * residual
-    total = float((weighted * residual).sum(dtype=np.float64))
-    return query.dtype.type(total), sum_by_code(codes, weighted, keys.shape[1])
+    total = (weighted * residual).sum(dtype=np.float64).astype(query.dtype)  # on the GPU, 0-d
+    return total, sum_by_code(codes, weighted, keys.shape[1])
 
 
 def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
@@ -199,6 +202,17 @@ def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
     check_range("codes", codes, n_codes)
     weights = xp.broadcast_to(counts.astype(np.float64)[:, None, None], (b, D, 1))
     return sums.by_code(codes, weights, n_codes)[:, :, 0].astype(counts.dtype)
+
+
+def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
+    """As `reference.sum_packed`."""
+    shapes.check_shape("terms", terms, len(terms), n_groups, terms.shape[-1])
+    codes = unpack_codes(packed, n_bits, ids, n_groups)
+    check_range("codes", codes, terms.shape[2])
+    sums = xp.zeros((len(terms), ids.size), terms.dtype)
+    for j in range(n_groups):
+        sums += terms[:, j, codes[:, j]]
+    return sums
 
 
 def combine(coefficients: Array, basis: Array) -> Array:
@@ -298,7 +312,7 @@ def sign_products(
         below[...] = rotated < 0
     signs = xp.where(rotated < 0, -1, 1).astype(rows.dtype)
     rest = xp.square(signs - rotated).sum(axis=1, dtype=np.float64)
-    return cross(rows, signs, weights), np.float64(float((weights.astype(np.float64) * rest).sum()))
+    return cross(rows, signs, weights), (weights.astype(np.float64) * rest).sum()
 
 
 def sides(rows: Array, planes: Array) -> NDArray[np.uint8]:
@@ -388,9 +402,13 @@ def mean_pool_backward(d_pooled: Array, ids: Integers, mask: NDArray[np.bool_], 
     shapes.check_shape("mask", mask, b, t)
     shapes.check_shape("d_pooled", d_pooled, b, d_pooled.shape[1])
     share = d_pooled / xp.maximum(mask.sum(axis=1), 1).astype(d_pooled.dtype)[:, None]
-    kept = xp.flatnonzero(mask)
-    order, starts = sums.segments(ids.reshape(-1)[kept], n_rows)
-    return sums.by_segment(share, kept[order] // t, starts)
+    order, starts = sums.segments(xp.where(mask, ids, n_rows).reshape(-1), n_rows)  # the others come last
+    return sums.by_segment(share, order // max(t, 1), starts)
+
+
+def squared_norm(array: Array) -> np.float64:
+    """As `reference.squared_norm`, all of it in float64."""
+    return xp.square(array, dtype=np.float64).sum()
 
 
 def adam(

@@ -122,7 +122,8 @@ class SoftmaxOutput:
         """
         own, weight = weight is None, self._weight(weight)
         xp = self.kernels.xp
-        labels, weights = xp.asarray(labels), xp.asarray(weights, self.dtype)
+        labels = xp.asarray(checks.as_ids(labels, self.vocab_size, "labels"))
+        weights = xp.asarray(weights, self.dtype)
         losses, d_x = xp.empty(len(x), self.dtype), xp.empty_like(x)
         self.d_weight, d_bias = xp.zeros_like(weight), xp.zeros_like(self.params["bias"])
         for block in self._blocks(len(x)):

@@ -183,7 +183,7 @@ class LanguageModel(Network):
             self.carried = [(xp.zeros_like(h), xp.zeros_like(c)) for h, c in self.carried]
         weight = None if self.table is None else self.table.forward(np.arange(n))
         if self.tied:
-            inputs = xp.asarray(batch.inputs.ravel())
+            inputs = xp.asarray(checks.as_ids(batch.inputs.ravel(), n))
             x = self.kernels.gather(weight, inputs).reshape(b, t, -1)
         else:
             x = self.embedding.forward(batch.inputs)

@@ -313,6 +313,13 @@ class cuda:  # noqa: N801 (a module of CuPy's)
             """Its name."""
             return {"name": b"stand-in"}
 
+        CUDARuntimeError = RuntimeError
+
+        @staticmethod
+        def getDeviceCount() -> int:  # noqa: N802
+            """One."""
+            return 1
+
         @staticmethod
         def driverGetVersion() -> int:  # noqa: N802
             """CUDA 13.0."""

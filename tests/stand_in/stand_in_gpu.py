@@ -4,10 +4,13 @@ It refuses arrays of the host, as kernels of a GPU do. `install` puts both in pl
 """
 
 import functools
+import importlib.util
 import inspect
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import stand_in_cupy
@@ -72,3 +75,28 @@ def same(x: Any, y: Any) -> None:
         return
     np.testing.assert_array_equal(x, y)
     assert np.asarray(x).dtype == np.asarray(y).dtype
+
+
+@functools.cache
+def compiled() -> ModuleType:
+    """`dpq_ref.kernels.gpu` itself on the stand-in, its CUDA compiled by g++: it waits where it would."""
+    path = Path(__file__).parents[1] / "kernels" / "host" / "cupy_on_host.py"
+    spec = importlib.util.spec_from_file_location("cupy_on_host", path)
+    assert spec and spec.loader
+    on_host = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(on_host)
+
+    class RawModule(on_host.RawModule):  # type: ignore[name-defined, misc]
+        """Kernels that take the stand-in's arrays."""
+
+        def get_function(self, name: str) -> Any:
+            run = super().get_function(name)
+
+            def call(grid: Any, block: Any, arguments: Any, **options: Any) -> None:
+                run(grid, block, [stand_in_cupy._unwrap(x, name) for x in arguments], **options)
+
+            return call
+
+    with mock.patch.object(on_host, "stand_in", lambda: stand_in_cupy):
+        stand_in_cupy.RawModule = RawModule  # type: ignore[attr-defined]
+        return on_host.kernel_set()

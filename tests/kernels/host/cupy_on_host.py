@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -69,6 +69,8 @@ def stand_in() -> Any:
     cupy: Any = ModuleType("cupy")
     cupy.__dict__.update({name: value for name, value in vars(np).items() if not name.startswith("__")})
     cupy.asnumpy, cupy.RawModule = np.asarray, RawModule
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+    cupy.cuda = SimpleNamespace(runtime=runtime)
     return cupy
 
 
