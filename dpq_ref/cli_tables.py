@@ -418,10 +418,16 @@ def _contents(table: Any, path: Path) -> dict[str, Any]:
     }
 
 
+def _as_json(report: dict[str, Any]) -> str:
+    """JSON, in which a number that is not finite is null."""
+    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)
+    return json.dumps(finite, ensure_ascii=False)
+
+
 def _say(report: dict[str, Any], as_json: bool) -> None:
     """Print a report, as JSON or a line each."""
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(_as_json(report))
         return
     for name, value in report.items():
         if name == "tried":
@@ -535,7 +541,7 @@ def evaluate(
         "worst": [{"word": names[i], "relative_loss": float(loss[i])} for i in worst],
     }
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(_as_json(report))
         return
     click.echo(f"{'compression ratio':52} {made.compression_ratio:.1f}")
     for name, value in metrics.items():
@@ -597,9 +603,7 @@ def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
     for word in _asked(words):
         vector = table.lookup(_row(table, word))
         line = {"word": word, "vector": vector.tolist()}
-        click.echo(
-            json.dumps(line, ensure_ascii=False) if as_json else f"{word} {' '.join(map(str, vector))}"
-        )
+        click.echo(_as_json(line) if as_json else f"{word} {' '.join(map(str, vector))}")
 
 
 @click.command()
@@ -621,7 +625,7 @@ def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
         query = word if table.words is not None else table.lookup(row)
         found = [entry for entry in table.most_similar(query, n + 1) if entry[0] != row][:n]
         if as_json:
-            click.echo(json.dumps({"word": word, "similar": found}, ensure_ascii=False))
+            click.echo(_as_json({"word": word, "similar": found}))
         else:
             click.echo(f"{word}: " + ", ".join(f"{other} {cosine:.3f}" for other, cosine in found))
 
