@@ -316,7 +316,7 @@ class OptimizedProductQuantizer(ProductQuantizer):
             while turns < max_iter:
                 turns += 1
                 before = np.sum(objective[-1])
-                rotation = self._procrustes(X, weights, kmeans.codes, kmeans.centroids)
+                rotation = self._procrustes(X, weights, self._joined(kmeans.codes, kmeans.centroids))
                 kmeans.fit(self._cut(multiply(X, rotation.astype(X.dtype))), weights, kmeans.centroids)
                 objective += kmeans.objective
                 if np.sum(objective[-1]) >= (1 - 1e-6) * before:
@@ -342,12 +342,12 @@ class OptimizedProductQuantizer(ProductQuantizer):
     def _bits(self, n: int, d: int, *, n_groups: int, n_codes: int) -> int:
         return super()._bits(n, d, n_groups=n_groups, n_codes=n_codes) + 32 * d * d
 
-    def _procrustes(self, X: Array, weights: Array, codes: Integers, codebooks: Array) -> Array:
+    def _procrustes(self, X: Array, weights: Array, Y: Array) -> Array:
         """Rotation that brings rows nearest to their centroids (Schoenemann 1966), float64."""
         from scipy import linalg
 
         shares = (weights / weights.max()).astype(X.dtype)
-        product = backend.get(self.backend).cross(X, self._joined(codes, codebooks), shares)
+        product = backend.get(self.backend).cross(X, Y, shares)
         left, _, right = linalg.svd(product)
         return left @ right
 

@@ -424,12 +424,12 @@ def evaluate(
     if shape != full.shape:
         raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
     with _bar(), ExitStack() as stack:
-        rows = None
+        out: Any = None
         if full.nbytes >= LARGE or cluster:
             folder = Path(stack.enter_context(TemporaryDirectory(dir=Path(file).resolve().parent)))
             full = _in_a_file(full, folder)
-            rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
-        rows = made.reconstruct(out=rows)
+            out = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
+        rows = made.reconstruct(out=out)
         if cluster:
             stack.enter_context(on_cluster(cluster))
         metrics = judge(full, rows, data.weights)

@@ -403,7 +403,9 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     path : path-like
     mapped : bool
         Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
-        processes that do so. Then the checksum, which takes every byte, is not checked; without, it is.
+        processes that do so; pickled, the table is its path. Then the checksum, which takes every byte, is
+        not checked; without, it is. Not the default, however large the file: a damaged one must be an error
+        unless somebody decides otherwise.
 
     Returns
     -------
