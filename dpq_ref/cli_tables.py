@@ -431,7 +431,13 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in report.items():
         if name == "tried":
-            value = ", ".join(entry["method"] for entry in value if entry["pareto"]) + " on the Pareto front"
+            front = sorted(
+                (entry for entry in value if entry["pareto"]), key=lambda e: e["compression_ratio"]
+            )
+            value = f"{len(value)} methods; on the Pareto front, times smaller and relative error:" + "".join(
+                f"\n{'':20} {e['method']:18} {e['compression_ratio']:6.1f} {e['relative_error']:8.4f}"
+                for e in front
+            )
         elif isinstance(value, dict):
             parts = (f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items())
             value = ", ".join(parts)
@@ -521,12 +527,12 @@ def evaluate(
     if shape != full.shape:
         raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
     with _bar(), ExitStack() as stack:
-        rows: Any = None
+        out: Any = None
         if full.nbytes >= LARGE or cluster:
             folder = Path(stack.enter_context(TemporaryDirectory(dir=Path(file).resolve().parent)))
             full = _in_a_file(full, folder)
-            rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
-        rows = to_numpy(made.on(backend).reconstruct(out=rows))
+            out = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
+        rows = to_numpy(made.on(backend).reconstruct(out=out))
         if cluster:
             stack.enter_context(on_cluster(cluster))
         metrics = judge(full, rows, data.weights)
@@ -547,7 +553,11 @@ def evaluate(
     for name, value in metrics.items():
         click.echo(f"{METRICS[name].axis:52} {value:.5g}")
     for name, value in after.items():
-        label = METRICS[name].axis if name in METRICS else name
+        label = (
+            METRICS[name].axis
+            if name in METRICS
+            else name.replace("_", " ").replace("similarity ", "similarity, ")
+        )
         was = f"{before[name]:.4g} -> " if name in before else ""
         click.echo(f"{label:52} {was}{value:.4g}")
     click.echo("largest relative loss: " + ", ".join(f"{names[i]} {loss[i]:.2f}" for i in worst))
