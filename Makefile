@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 PROFILE ?= default
+MINUTES ?= 10
 
 VENV   := .venv
 ORACLE := .venv-oracle
@@ -16,7 +17,8 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow check format oracle oracle-slow bench bench-kernels docs study nvrtc gpu-test gpu-bench clean
+.PHONY: help figures test test-slow fuzz check format oracle oracle-slow bench bench-kernels docs study nvrtc gpu-test \
+	gpu-bench clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -41,6 +43,9 @@ check: $(VENV)/installed  ## formatting, lint and types, changing nothing
 format: $(VENV)/installed  ## format the code and mend what lint can mend
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
+
+fuzz: $(VENV)/installed  ## damage files of all kinds for MINUTES=10, and see them refused or read as they are
+	$(VENV)/bin/python tests/fuzz.py --minutes $(MINUTES)
 
 oracle: $(ORACLE)/installed  ## compare with torch, faiss, nanopq and gensim, in an environment of its own
 	$(ORACLE)/bin/python -m pytest -m 'oracle and not slow'

@@ -134,7 +134,8 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
             least, size = min(sizes, key=lambda entry: entry[0])
             raise ValueError(
                 f"{stated} cannot be met for a table of {n} x {d}: the nearest are {least} bits, "
-                f"ratio {32 * n * d / least:.2f} ({', '.join(f'{k}={v}' for k, v in size.items())})"
+                f"ratio {32 * n * d / least:.2f}"
+                + (f" ({', '.join(f'{k}={v}' for k, v in size.items())})" if size else "")
             )
         return max(within, key=lambda entry: entry[0])[1]
 

@@ -418,14 +418,26 @@ def _contents(table: Any, path: Path) -> dict[str, Any]:
     }
 
 
+def _as_json(report: dict[str, Any]) -> str:
+    """JSON, in which a number that is not finite is null."""
+    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)
+    return json.dumps(finite, ensure_ascii=False)
+
+
 def _say(report: dict[str, Any], as_json: bool) -> None:
     """Print a report, as JSON or a line each."""
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(_as_json(report))
         return
     for name, value in report.items():
         if name == "tried":
-            value = ", ".join(entry["method"] for entry in value if entry["pareto"]) + " on the Pareto front"
+            front = sorted(
+                (entry for entry in value if entry["pareto"]), key=lambda e: e["compression_ratio"]
+            )
+            value = f"{len(value)} methods; on the Pareto front, times smaller and relative error:" + "".join(
+                f"\n{'':20} {e['method']:18} {e['compression_ratio']:6.1f} {e['relative_error']:8.4f}"
+                for e in front
+            )
         elif isinstance(value, dict):
             parts = (f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items())
             value = ", ".join(parts)
@@ -515,12 +527,12 @@ def evaluate(
     if shape != full.shape:
         raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
     with _bar(), ExitStack() as stack:
-        rows: Any = None
+        out: Any = None
         if full.nbytes >= LARGE or cluster:
             folder = Path(stack.enter_context(TemporaryDirectory(dir=Path(file).resolve().parent)))
             full = _in_a_file(full, folder)
-            rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
-        rows = to_numpy(made.on(backend).reconstruct(out=rows))
+            out = np.lib.format.open_memmap(folder / "rows.npy", "w+", made.dtype, shape)
+        rows = to_numpy(made.on(backend).reconstruct(out=out))
         if cluster:
             stack.enter_context(on_cluster(cluster))
         metrics = judge(full, rows, data.weights)
@@ -535,13 +547,17 @@ def evaluate(
         "worst": [{"word": names[i], "relative_loss": float(loss[i])} for i in worst],
     }
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(_as_json(report))
         return
     click.echo(f"{'compression ratio':52} {made.compression_ratio:.1f}")
     for name, value in metrics.items():
         click.echo(f"{METRICS[name].axis:52} {value:.5g}")
     for name, value in after.items():
-        label = METRICS[name].axis if name in METRICS else name
+        label = (
+            METRICS[name].axis
+            if name in METRICS
+            else name.replace("_", " ").replace("similarity ", "similarity, ")
+        )
         was = f"{before[name]:.4g} -> " if name in before else ""
         click.echo(f"{label:52} {was}{value:.4g}")
     click.echo("largest relative loss: " + ", ".join(f"{names[i]} {loss[i]:.2f}" for i in worst))
@@ -597,9 +613,7 @@ def lookup(file: str, words: tuple[str, ...], as_json: bool) -> None:
     for word in _asked(words):
         vector = table.lookup(_row(table, word))
         line = {"word": word, "vector": vector.tolist()}
-        click.echo(
-            json.dumps(line, ensure_ascii=False) if as_json else f"{word} {' '.join(map(str, vector))}"
-        )
+        click.echo(_as_json(line) if as_json else f"{word} {' '.join(map(str, vector))}")
 
 
 @click.command()
@@ -621,7 +635,7 @@ def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
         query = word if table.words is not None else table.lookup(row)
         found = [entry for entry in table.most_similar(query, n + 1) if entry[0] != row][:n]
         if as_json:
-            click.echo(json.dumps({"word": word, "similar": found}, ensure_ascii=False))
+            click.echo(_as_json({"word": word, "similar": found}))
         else:
             click.echo(f"{word}: " + ", ".join(f"{other} {cosine:.3f}" for other, cosine in found))
 

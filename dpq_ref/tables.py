@@ -34,6 +34,7 @@ EMBEDDING = re.compile(r"embed|\bwte\b|lookup", re.IGNORECASE)
 NO_VOCABULARY = re.compile(r"position|token_type|segment|norm", re.IGNORECASE)
 ARRAYS = ".npz", ".npy", ".safetensors"
 TEXT_WORD = re.compile(r"[^ \t\n\r\f\v]([^\n\r]*[^ \t\n\r\f\v])?")
+LONGEST_HEADER = 10_000  # bytes of an .npy's, as NumPy has it
 REALS = {"F64", "F32", "F16", "BF16"}  # of safetensors
 
 
@@ -108,6 +109,10 @@ def read_words(path: str | os.PathLike) -> list[str]:
 
 def _read_npy(path: Path) -> Array:
     try:
+        with path.open("rb") as file:
+            start = file.read(12)  # NumPy makes room for a header before it looks at its length
+        if start[6:7] > b"\1" and (header := int.from_bytes(start[8:], "little")) > LONGEST_HEADER:
+            raise ValueError(f"a header of {header} bytes")
         array = np.lib.format.open_memmap(path, mode="r")
         size = path.stat().st_size
         if array.size and array.offset + array.nbytes != size:

@@ -86,6 +86,7 @@ def draw(folder: Path) -> list[Path]:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     records = [json.loads(path.read_text(encoding="utf8")) for path in (folder / "runs").glob("*.json")]
     rows = [
@@ -99,6 +100,7 @@ def draw(folder: Path) -> list[Path]:
     ]  # fmt: skip
     rows.sort(key=lambda row: (row["rows"], [*RUNS].index(row["run"])))
     sizes = sorted({row["rows"] for row in rows})
+    shown = [run for run in RUNS if run in {row["run"] for row in rows}]
     with pyplot.rc_context(RC):
         figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
         for axes, cost, name in zip(
@@ -106,21 +108,23 @@ def draw(folder: Path) -> list[Path]:
         ):
             for i, n in enumerate(sizes):
                 mine = [row for row in rows if row["rows"] == n]
-                at = [-[*RUNS].index(row["run"]) for row in mine]
+                at = [-shown.index(row["run"]) for row in mine]
                 style = {"marker": "os^D"[i % 4], "color": f"C{i}", "mfc": "white" if i == 0 else f"C{i}"}
                 label = f"{n:,} rows, {mine[0]['table_gb']:.2g} GB"
                 axes.plot([row[cost] for row in mine], at, ls="", label=label, **style)
                 if cost == "anonymous_gb":
                     axes.axvline(mine[0]["table_gb"], color=f"C{i}", ls=("--", ":")[i % 2], lw=1)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(name)
-        panels[0].set_yticks(-np.arange(len(RUNS)), [*RUNS])
-        panels[0].set_ylim(-len(RUNS) + 0.5, 0.5)
+        panels[0].set_yticks(-np.arange(len(shown)), shown)
+        panels[0].set_ylim(-len(shown) + 0.5, 0.5)
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="upper center",
-            bbox_to_anchor=(0.6, 1.06),
+            bbox_to_anchor=(0.6, 1.03),
             ncols=len(sizes),
         )
         return save_figure(figure, folder / "large", rows)

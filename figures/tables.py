@@ -231,6 +231,8 @@ def judge_words(data: WordTable, rows: Array, table: Compressed | None = None) -
     they decode to are under "decoded_word_similarity".
     """
     found: dict[str, float] = {}
+    if not data.words:
+        return found
     signs = signs_of(table)
     similarity: Any = rows if signs is None else code_agreement(signs)
     for name, vectors in (("word_similarity", similarity), ("decoded_word_similarity", rows)):

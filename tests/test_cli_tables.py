@@ -81,6 +81,14 @@ def test_best_is_the_least_error_of_all_tried(folder):
     assert "takes one of" in run(*arguments, "--parameter", "rank=3", code=2)
 
 
+def test_a_table_without_words_is_judged_too(folder):
+    write_table(folder / "t.npy", None, VECTORS)
+    run("compress", folder / "t.npy", "-o", folder / "n.safetensors", "--method", "half")
+    report = json.loads(run("evaluate", folder / "n.safetensors", folder / "t.npy", "--json"))
+    assert report["words"] == {} and report["metrics"]["relative_error"] < 1e-6
+    assert len(report["worst"]) == 10 and all(0 <= entry["word"] < 60 for entry in report["worst"])
+
+
 def test_look_up_and_neighbours(made):
     table = load(made)
     line = run("lookup", made, "w3").split()

@@ -465,9 +465,10 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     path : path-like
     mapped : bool
         Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
-        processes that do so. Then only the header is checked: names, types, shapes and places of the arrays,
-        and that they and the configuration make a table. The checksum, which takes every byte, is not: a
-        damaged number goes unseen; a damaged code may, too, or be refused when it is looked up.
+        processes that do so; pickled, the table is its path. Then only the header is checked: names, types,
+        shapes and places of the arrays, and that they and the configuration make a table. The checksum, which
+        takes every byte, is not: a damaged number goes unseen; a damaged code may, too, or be refused when it
+        is looked up. So it is not the default, however large the file.
 
     Returns
     -------

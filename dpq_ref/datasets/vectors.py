@@ -67,6 +67,8 @@ def read_text_table(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np
     stated = dim = None
     number = 0  # of the lines before
     for block in _whole_lines(path):
+        if dim is None:
+            block = block.removeprefix(BYTE_ORDER_MARK)
         starts = _line_starts(block)
         if dim is None:
             fields = bytes(block[: starts[1]]).split()
@@ -128,7 +130,7 @@ def _whole_lines(path: Path) -> Iterator[bytearray]:
 
 
 def _line_starts(block: bytearray) -> NDArray[np.int64]:
-    """Where lines start, and the end of the last; a byte order mark is passed over."""
+    """Where lines start, and the end of the last."""
     starts, at = [0], block.find(b"\n") + 1
     while at:
         starts.append(at)

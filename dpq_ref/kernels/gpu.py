@@ -180,7 +180,7 @@ def sum_by_code(codes: Integers, rows: Array, n_codes: int) -> Array:
     """As `reference.sum_by_code`, in the order of the batch."""
     shapes.check_shape("codes", codes, *rows.shape[:2])
     check_range("codes", codes, n_codes)
-    return sums.by_code(codes, rows, n_codes).astype(rows.dtype)
+    return sums.by_code(*sums.segments_of_codes(codes, n_codes), rows).astype(rows.dtype)
 
 
 def codebook_errors(query: Array, keys: Array, codes: Integers, counts: Array) -> tuple[np.floating, Array]:
@@ -201,7 +201,7 @@ def count_codes(codes: Integers, counts: Array, n_codes: int) -> Array:
     shapes.check_shape("counts", counts, b)
     check_range("codes", codes, n_codes)
     weights = xp.broadcast_to(counts.astype(np.float64)[:, None, None], (b, D, 1))
-    return sums.by_code(codes, weights, n_codes)[:, :, 0].astype(counts.dtype)
+    return sums.by_code(*sums.segments_of_codes(codes, n_codes), weights)[:, :, 0].astype(counts.dtype)
 
 
 def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
@@ -245,8 +245,9 @@ def kmeans_sums(
     shapes.check_shape("keys", keys, D, keys.shape[1], s)
     shapes.check_shape("weights", weights, n)
     codes = nearest_code(points, keys)
-    counts = count_codes(codes, weights.astype(np.float64), keys.shape[1])
-    return codes, sums.by_code(codes, points, keys.shape[1], weights), counts
+    where = sums.segments_of_codes(codes, keys.shape[1])
+    counts = sums.by_code(*where, xp.ones((n, D, 1), points.dtype), weights)[:, :, 0]
+    return codes, sums.by_code(*where, points, weights), counts
 
 
 def plus_plus(points: Array, weights: Array, uniforms: Array) -> Integers:

@@ -112,7 +112,7 @@ def launch(name: str, blocks: int, *arguments: Any, shared: int = 0) -> None:
     real = next(iter(reals), np.dtype(np.float32))
     if len(reals) > 1 or real not in (np.float32, np.float64):
         raise TypeError(f"{name} takes arrays of float32 or of float64, got {sorted(map(str, reals))}")
-    checked = [_checked(name, *parameter, real.type, a) for parameter, a in given]
+    checked = tuple(_checked(name, *parameter, real.type, a) for parameter, a in given)
     if blocks:
         function = _function(name, "float" if real == np.float32 else "double")
         function((min(blocks, MOST_BLOCKS),), (kernel.threads,), checked, shared_mem=shared)

@@ -55,7 +55,6 @@ cross_entropy(
         const REAL* x = logits + i * C;
         REAL top = x[0];  // NaN never is the largest here, but it makes the sums NaN
         for (int k = threadIdx.x; k < C; k += THREADS) top = x[k] > top || top != top ? x[k] : top;
-        __syncthreads();
         tops[threadIdx.x] = top;
         for (int half = THREADS / 2; half > 0; half /= 2) {
             __syncthreads();

@@ -37,14 +37,18 @@ def by_segment(rows: Array, order: Integers, starts: Integers) -> Array:
     return out
 
 
-def by_code(codes: Integers, rows: Array, n_codes: int, weights: Array | None = None) -> Array:
-    """Sum the rows of each code, weighted, (b, D), (b, D, s), (b,) -> (D, K, s) float64."""
-    b, D, s = rows.shape
-    ids = (codes + n_codes * xp.arange(D, dtype=xp.int64)).reshape(-1)
-    order, starts = segments(ids, D * n_codes)
-    out = xp.empty((D, n_codes, s), xp.float64)
+def segments_of_codes(codes: Integers, n_codes: int) -> tuple[Any, Any]:
+    """As `segments`: group j and code k are id j K + k, row i and group j come at i D + j."""
+    ids = codes + n_codes * xp.arange(codes.shape[1], dtype=xp.int64)
+    return segments(ids.reshape(-1), codes.shape[1] * n_codes)
+
+
+def by_code(order: Integers, starts: Integers, rows: Array, weights: Array | None = None) -> Array:
+    """Sum the rows of each code, weighted, over `segments_of_codes`, (b, D, s), (b,) -> (D, K, s) float64."""
+    (_, D, s), n = rows.shape, starts.size - 1
+    out = xp.empty((D, n // D, s), xp.float64)
     if weights is not None:
         (weights,) = inputs(xp.float64, weights)
     arrays = *inputs(rows.dtype, rows), *inputs(xp.int64, order, starts), weights
-    each("segment_sums_double", out.size, *arrays, D * n_codes, s, D, out)
+    each("segment_sums_double", out.size, *arrays, n, s, D, out)
     return out
