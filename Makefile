@@ -17,7 +17,8 @@ RUN    := $(VENV)/bin/python -m
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow fuzz check format oracle oracle-slow bench bench-kernels docs study nvrtc gpu-test clean
+.PHONY: help figures test test-slow fuzz check format oracle oracle-slow bench bench-kernels docs study nvrtc gpu-test \
+	gpu-bench clean
 
 help:  ## show this list
 	@echo 'Usage: make TARGET [PYTHON=python3] [PROFILE=default|quick]'
@@ -58,6 +59,10 @@ nvrtc: $(NVRTC)/installed  ## compile the kernels for GPUs, in an environment of
 gpu-test: $(DEVICE)/installed  ## on a GPU: the contract, gradients, training; GPU=gpu12 for CUDA 12; an error without one
 	$(DEVICE)/bin/python -c 'from dpq_ref import backend; backend.get("cupy")'
 	$(DEVICE)/bin/python -m pytest -m gpu tests/kernels
+
+gpu-bench: $(DEVICE)/installed  ## on a GPU: time it beside torch, where that finds one, and floors; an error without one
+	$(DEVICE)/bin/python -m figures.gpu
+	$(DEVICE)/bin/python -m figures.plot_speed --results figures/results/gpu
 
 bench: $(BENCH)/installed  ## time everything beside its peers (minutes), and draw it
 	$(BENCH)/bin/python -m figures.speed

@@ -80,17 +80,20 @@ def _strips(
     for y, points in enumerate(lines.values()):
         for i, count in enumerate(threads):
             height = y + 0.18 * (i - (len(threads) - 1) / 2)
-            name = LABELS.get(count, f"{count} threads") if y == 0 else None
-            for fill, is_short in ((COLOURS.get(count), False), ("white", True)):
+            other = f"{count} threads" if count.isdigit() else count  # a device
+            name = LABELS.get(count, other) if y == 0 else None
+            colour = COLOURS.get(count, "#0072B2")
+            for fill, is_short in ((colour, False), ("white", True)):
                 x = [v for v, g, t in points if t == count and (g is not None and misses(v, g)) == is_short]
                 axes.plot(
-                    x, [height] * len(x), "o", ms=4, mew=0.8, color=COLOURS.get(count), mfc=fill,
+                    x, [height] * len(x), "o", ms=4, mew=0.8, color=colour, mfc=fill,
                     label=None if is_short else name,
                 )  # fmt: skip
         for target in {g for _, g, _ in points if g is not None}:
             axes.plot([target, target], [y - 0.38, y + 0.38], color="black", lw=1)
-    axes.plot([], [], color="black", lw=1, label="goals, by size")
-    axes.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc="white", label="short of its goal")
+    if any(row[goal] for row in rows):
+        axes.plot([], [], color="black", lw=1, label="goals, by size")
+        axes.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc="white", label="short of its goal")
     axes.axvline(1, color="black", ls="--", lw=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

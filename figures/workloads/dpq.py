@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import DPQEmbedding
+from dpq_ref.backend import to_numpy
 from dpq_ref.quantize import EPSILON
 from figures.speed import Work
 from figures.workloads.zipf import zipf
@@ -32,7 +33,7 @@ def dpq(method: str, tokens: int, dim: int, n_groups: int, n_codes: int, distinc
         ours,
         operations=2.0 * products * rows * n_groups * n_codes * s,
         traffic=8.0 * (rows + tokens) * dim,  # queries and output of the forward, their gradients
-        **_torch_dpq(layer, ids, g, ours),
+        **torch_dpq(layer, ids, g, ours),
     )
 
 
@@ -89,15 +90,20 @@ def moving_averages(tokens: int, dim: int, n_groups: int, n_codes: int, decay: f
     )
 
 
-def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -> dict[str, Any]:
+def torch_dpq(
+    layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any, device: str = "cpu"
+) -> dict[str, Any]:
     """Peers: the released formulation in torch, eager and compiled."""
     import torch
 
     torch.compiler.reset()  # after some sizes more it would compile no longer
     D, K = layer.n_groups, layer.n_codes
-    table = {name: torch.tensor(array, requires_grad=True) for name, array in layer.params.items()}
-    norm = torch.nn.BatchNorm1d(K, eps=EPSILON, momentum=0.01, affine=False)
-    index, upstream = torch.tensor(ids).long(), torch.tensor(g)
+    table = {
+        name: torch.tensor(to_numpy(array), device=device, requires_grad=True)
+        for name, array in layer.params.items()
+    }
+    norm = torch.nn.BatchNorm1d(K, eps=EPSILON, momentum=0.01, affine=False, device=device)
+    index, upstream = torch.tensor(ids, device=device).long(), torch.tensor(g, device=device)
 
     def forward() -> Any:
         query = torch.nn.functional.embedding(index, table["query"]).reshape(len(index), D, -1)
@@ -132,13 +138,13 @@ def _torch_dpq(layer: DPQEmbedding, ids: np.ndarray, g: np.ndarray, ours: Any) -
 
     def agree() -> None:
         output, grads = ours()
-        theirs = eager().detach().numpy()
-        close = np.isclose(output, theirs, rtol=1e-4, atol=1e-5).mean()
+        theirs = eager().detach().cpu().numpy()
+        close = np.isclose(to_numpy(output), theirs, rtol=1e-4, atol=1e-5).mean()
         # Responses that differ by rounding alone may give another code, to a frequent word many times.
         assert close > 0.998, f"{1 - close:.2%} of the output differ"
         for name in grads.keys() & table.keys() - {"query"}:
-            theirs = table[name].grad.numpy()
-            error = np.linalg.norm(grads[name] - theirs) / np.linalg.norm(theirs)
+            theirs = table[name].grad.cpu().numpy()
+            error = np.linalg.norm(to_numpy(grads[name]) - theirs) / np.linalg.norm(theirs)
             assert error < 0.02, f"the gradient of {name} differs by {error:.2%} of its norm"
 
     return {"peers": {"torch": eager, "torch.compile": step(torch.compile(forward))}, "agree": agree}

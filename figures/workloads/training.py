@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import SGD, Adam, FullEmbedding, trainer
+from dpq_ref.backend import to_numpy
 from dpq_ref.layers import make_embedding
 from dpq_ref.tasks.classify import PADDING, TextClassifier
 from dpq_ref.tasks.language_model import SIZES, Batch, LanguageModel, Plan, batches
@@ -103,7 +104,7 @@ def language_model(model: str, n_steps: int, embedding: str = "full") -> Work:
     text = zipf(plan.batch_size * (4 * n_steps + 1), np.random.default_rng(0))
     settings = {"kind": "full"} if embedding == "full" else presets()[f"ptb-{model}-{embedding}"]["embedding"]
     full, ours = language_stepper(plan, {"kind": "full"}, text)
-    theirs = _torch_language_model(plan, full, batches(text, plan.batch_size, n_steps))
+    theirs = torch_language_model(plan, full, batches(text, plan.batch_size, n_steps))
     if embedding != "full":
         ours = language_stepper(plan, settings, text)[1]
 
@@ -121,13 +122,17 @@ def language_model(model: str, n_steps: int, embedding: str = "full") -> Work:
     )
 
 
-def language_stepper(plan: Plan, settings: dict[str, Any], text: Any) -> tuple[LanguageModel, Step]:
+def language_stepper(
+    plan: Plan, settings: dict[str, Any], text: Any, backend: str | None = None
+) -> tuple[LanguageModel, Step]:
     """Language model of this package, and its training step on the next batch of a text."""
     settings = dict(settings)
-    layer = make_embedding(settings.pop("kind"), VOCAB, plan.n_hidden, init=plan.init, **settings)
+    settings |= {"init": plan.init, "backend": backend}
+    layer = make_embedding(settings.pop("kind"), VOCAB, plan.n_hidden, **settings)
     model = LanguageModel(layer, plan)
     stream = batches(text, plan.batch_size, plan.n_steps)
-    return model, stepper(model, SGD(model.params, plan.learning_rate), stream, plan.clip_norm)
+    optimizer = SGD(model.params, plan.learning_rate, backend=model.kernels)
+    return model, stepper(model, optimizer, stream, plan.clip_norm)
 
 
 def stepper(model: Any, optimizer: Any, stream: Iterator[Any], clip_norm: float | None = None) -> Step:
@@ -142,11 +147,13 @@ def stepper(model: Any, optimizer: Any, stream: Iterator[Any], clip_norm: float 
     return step
 
 
-def _torch_language_model(plan: Plan, model: LanguageModel, stream: Iterator[Batch]) -> Step:
+def torch_language_model(
+    plan: Plan, model: LanguageModel, stream: Iterator[Batch], device: str = "cpu"
+) -> Step:
     """Training step of the same model in torch, from the same parameters."""
     import torch
 
-    h, p = plan.n_hidden, model.params
+    h, p = plan.n_hidden, {name: to_numpy(array) for name, array in model.params.items()}
     table, lstm = torch.nn.Embedding(VOCAB, h), torch.nn.LSTM(h, h, plan.n_layers, batch_first=True)
     output = torch.nn.Linear(h, VOCAB)
     with torch.no_grad():
@@ -158,6 +165,8 @@ def _torch_language_model(plan: Plan, model: LanguageModel, stream: Iterator[Bat
             getattr(lstm, f"weight_hh_l{i}").copy_(torch.tensor(p[f"lstm{i + 1}.hidden_weight"].T))
             getattr(lstm, f"bias_ih_l{i}").zero_()
             getattr(lstm, f"bias_hh_l{i}").zero_().requires_grad_(False)
+    for module in (table, lstm, output):
+        module.to(device)
     parameters = [q for m in (table, lstm, output) for q in m.parameters() if q.requires_grad]
     optimizer, state = torch.optim.SGD(parameters, lr=plan.learning_rate), None
 
@@ -166,9 +175,12 @@ def _torch_language_model(plan: Plan, model: LanguageModel, stream: Iterator[Bat
         batch = next(stream)
         if batch.fresh:
             state = None
-        x, state = lstm(table(torch.tensor(batch.inputs).long()), state)
+        x, state = lstm(table(torch.tensor(batch.inputs, device=device).long()), state)
         state = tuple(s.detach() for s in state)
-        logits, labels = output(x).reshape(-1, VOCAB), torch.tensor(batch.targets.ravel()).long()
+        logits, labels = (
+            output(x).reshape(-1, VOCAB),
+            torch.tensor(batch.targets.ravel(), device=device).long(),
+        )
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / plan.batch_size
         optimizer.zero_grad()
         loss.backward()

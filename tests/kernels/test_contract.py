@@ -221,7 +221,12 @@ CONTRACT = {
 
 
 COPIES = ("gather", "decode", "decode_packed", "unpack_levels")  # the same bits on any device
-DOUBLE = ("kmeans_sums", "cross", "sign_products")  # whose sums are not rounded to the dtype of the rows
+DOUBLE = (
+    "kmeans_sums",
+    "cross",
+    "sign_products",
+    "squared_norm",
+)  # whose sums are not rounded to the dtype of the rows
 
 
 def functions(module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Whatever makes the host wait for the device is noted in `waits`; `asarray` of a 
 """
 
 import sys
+import time
 from types import ModuleType
 from typing import Any
 
@@ -304,6 +305,22 @@ class cuda:  # noqa: N801 (a module of CuPy's)
         """The one there is."""
 
         id = 0
+
+    class Event:
+        """A moment."""
+
+        def record(self) -> None:
+            """Take the time."""
+            self.seconds = time.perf_counter()
+
+        def synchronize(self) -> None:
+            """Wait."""
+            waits.append("event")
+
+    @staticmethod
+    def get_elapsed_time(start: Any, end: Any) -> float:
+        """Milliseconds."""
+        return 1e3 * (end.seconds - start.seconds)
 
     class runtime:  # noqa: N801
         """Of CUDA."""
