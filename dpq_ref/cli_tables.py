@@ -447,7 +447,7 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
             value = f"{value:,}"
         elif isinstance(value, float):
             value = f"{value:.6g}"
-        click.echo(f"{name.replace('_', ' '):20} {value}")
+        click.echo(f"{name.replace('_', ' '):24} {value}")
 
 
 @click.command()

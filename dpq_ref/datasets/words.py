@@ -236,7 +236,9 @@ def read_npz_table(
         with arrays:
             if missing := [name for name in names if name not in arrays]:
                 has = f"it has {', '.join(arrays)}"
-                raise ValueError(f"no array {' and no '.join(missing)}; {has}, and `tensor` names another")
+                raise ValueError(
+                    f"no array {' and no '.join(missing)}; {has}, and --tensor (tensor=) names another"
+                )
             *words, vectors = (_array(arrays, name, Path(path)) for name in names)
         if words and (words[0].dtype.kind != "U" or words[0].shape != vectors.shape[:1]):
             got = f"words {words[0].dtype} {words[0].shape} for vectors {vectors.shape}"
