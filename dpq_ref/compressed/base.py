@@ -170,7 +170,7 @@ class Compressed(ABC):
         scores = np.empty((len(queries), self.vocab_size), self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(queries[some])
-            for ids in self._blocks(some.stop - some.start):
+            for ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 scores[some, ids[0] : ids[-1] + 1] = products(ids)
         return scores
 
@@ -190,9 +190,9 @@ class Compressed(ABC):
         columns = np.ascontiguousarray(queries.T)
         return lambda ids: backend.get().combine(self._rows(ids), columns).T
 
-    def _blocks(self, width: int = 0) -> Iterator[Integers]:
-        """Ids of rows, as many at a time as fit, and as a row of the result is wide."""
-        step = max(1, BLOCK // max(self._entries_per_row, width))
+    def _blocks(self, width: int | None = None) -> Iterator[Integers]:
+        """Ids of rows, as many at a time as fit, each with so many entries; by default those of a row."""
+        step = max(1, BLOCK // (self._entries_per_row if width is None else width))
         for start in range(0, self.vocab_size, step):
             yield np.arange(start, min(start + step, self.vocab_size))
 
@@ -205,6 +205,11 @@ class Compressed(ABC):
     def _entries_per_row(self) -> int:
         """Entries of the largest array on the way to a row."""
         return self.dim
+
+    @property
+    def _entries_per_product(self) -> int:
+        """The same on the way to the products of `_products_with`."""
+        return self._entries_per_row
 
     @property
     def _entries_per_query(self) -> int:
@@ -314,7 +319,7 @@ class Compressed(ABC):
         best = np.zeros((len(queries), n), np.int64), np.full((len(queries), n), -np.inf, self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(queries[some])
-            for ids in self._blocks(some.stop - some.start):
+            for ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 cosines = products(ids)
                 cosines /= self._lengths[ids[0] : ids[-1] + 1]
                 for i, row in enumerate(cosines, some.start):
