@@ -89,8 +89,9 @@ def _strips(
                 )  # fmt: skip
         for target in {g for _, g, _ in points if g is not None}:
             axes.plot([target, target], [y - 0.38, y + 0.38], color="black", lw=1)
-    axes.plot([], [], color="black", lw=1, label="goals, by size")
-    axes.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc="white", label="short of its goal")
+    if any(g is not None for points in lines.values() for _, g, _ in points):
+        axes.plot([], [], color="black", lw=1, label="goals, by size")
+        axes.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc="white", label="short of its goal")
     axes.axvline(1, color="black", ls="--", lw=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
