@@ -72,7 +72,8 @@ frequencies_option = click.option(
 )
 
 _cluster = click.option(
-    "--cluster", help="A Dask scheduler, as dask://host:8786. Its workers must see the files of both."
+    "--cluster",
+    help="Address of a Dask scheduler, as dask://host:8786. Its workers must see both files by the same path.",
 )
 
 

@@ -215,7 +215,7 @@ class Compressed(ABC):
         scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(queries[some])
-            for rows, ids in self._blocks(some.stop - some.start):
+            for rows, ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 scores[some, rows] = products(ids)
         return scores
 
@@ -237,9 +237,9 @@ class Compressed(ABC):
         columns = xp.ascontiguousarray(queries.T)
         return lambda ids: self.kernels.combine(self._rows(ids), columns).T
 
-    def _blocks(self, width: int = 0) -> Iterator[tuple[slice, Integers]]:
-        """Rows and their ids, as many at a time as fit, and as a row of the result is wide."""
-        step = max(1, BLOCK // max(self._entries_per_row, width))
+    def _blocks(self, width: int | None = None) -> Iterator[tuple[slice, Integers]]:
+        """Rows and their ids, as many at a time as fit: each has `width` entries, by default those of a row."""
+        step = max(1, BLOCK // (self._entries_per_row if width is None else width))
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
             yield slice(start, stop), self.kernels.xp.arange(start, stop)
@@ -253,6 +253,11 @@ class Compressed(ABC):
     def _entries_per_row(self) -> int:
         """Entries of the largest array on the way to a row."""
         return self.dim
+
+    @property
+    def _entries_per_product(self) -> int:
+        """The same on the way to the products of `_products_with`."""
+        return self._entries_per_row
 
     @property
     def _entries_per_query(self) -> int:
@@ -362,7 +367,7 @@ class Compressed(ABC):
         best = np.zeros((len(queries), n), np.int64), np.full((len(queries), n), -np.inf, self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(self.kernels.xp.asarray(queries[some]))
-            for rows, ids in self._blocks(some.stop - some.start):
+            for rows, ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 cosines = backends.to_numpy(products(ids)) / self._lengths[rows]
                 for i, row in enumerate(cosines, some.start):
                     _keep_best(np.arange(rows.start, rows.stop), row, *(array[i] for array in best))
