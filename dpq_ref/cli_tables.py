@@ -73,7 +73,7 @@ frequencies_option = click.option(
 
 _cluster = click.option(
     "--cluster",
-    help="Address of a Dask scheduler, as dask://host:8786. Its workers must see both files by the same path.",
+    help="Address of a Dask scheduler, as dask://host:8786. Its workers see both files by the same path.",
 )
 
 
@@ -234,7 +234,10 @@ def _identity(path: str) -> tuple[str, int, int]:
 
 @contextmanager
 def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of what has been done of a command; emptied, if it was another one."""
+    """Hold the folder of what has been done of a command; emptied, if it was another one.
+
+    An interrupt carries it.
+    """
     from filelock import FileLock, Timeout
 
     from dpq_ref.compressed import write_atomically
@@ -251,6 +254,8 @@ def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
                         path.unlink()
                 write_atomically(place, said)
             yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(part) from None  # what has been done is there
     except Timeout:
         raise ValueError(f"{part} is in use: another process writes the same output") from None
 
@@ -264,7 +269,7 @@ def _in_a_file(vectors: Any, folder: Path) -> Any:
     if Shared(vectors).in_file:
         return vectors
     np.save(folder / "table.npy", vectors)
-    return np.load(folder / "table.npy", mmap_mode="r")
+    return np.load(folder / "table.npy", mmap_mode="r", allow_pickle=False)
 
 
 @contextmanager

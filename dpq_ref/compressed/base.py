@@ -238,7 +238,7 @@ class Compressed(ABC):
         return lambda ids: self.kernels.combine(self._rows(ids), columns).T
 
     def _blocks(self, width: int | None = None) -> Iterator[tuple[slice, Integers]]:
-        """Rows and their ids, as many at a time as fit: each has `width` entries, by default those of a row."""
+        """Rows and their ids, as many as fit at a time, `width` entries each, by default those of a row."""
         step = max(1, BLOCK // (self._entries_per_row if width is None else width))
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
