@@ -35,14 +35,16 @@ def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
     IndexError
         If an id is negative or not below `vocab_size`.
     """
-    array = ids if on_device(ids) else np.asarray(ids)
+    there = type(ids) is not np.ndarray and on_device(ids)
+    array = ids if there else np.asarray(ids)
     if array.size == 0 and not hasattr(ids, "dtype"):
         array = array.astype(np.int64)  # an empty list says nothing of its dtype
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.size:
         bits = array.view(array.dtype.str.replace("i", "u"))  # a negative one is beyond all others
-        if int(bits.ravel()[bits.argmax()]) < min(vocab_size, 1 << (8 * array.itemsize - 1)):
+        largest = int(bits.max()) if there else bits.item(bits.argmax())
+        if largest < min(vocab_size, 1 << (8 * array.itemsize - 1)):
             return array
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= vocab_size:

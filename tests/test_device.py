@@ -13,7 +13,7 @@ import stand_in_cupy
 from stand_in_gpu import compiled, install, same
 
 import baselines
-from dpq_ref import SGD, Adagrad, Adam, backend, metrics, trainer
+from dpq_ref import SGD, Adagrad, Adam, backend, metrics, trace, trainer
 from dpq_ref.layers import (
     LSTM,
     BatchNorm,
@@ -423,3 +423,9 @@ def test_training_on_the_kernels_of_a_gpu(task, kind, monkeypatch):
         return steps_of(model, stream, SGD(model.params, 1.0, backend=name), 6, clip_norm=0.5)[0]
 
     np.testing.assert_allclose(run("cupy"), run("numpy"), rtol=2e-5)
+
+
+def test_a_trace_wants_a_layer_of_the_host():
+    layer = DPQEmbedding(N, DIM, n_groups=3, n_codes=4, dtype=np.float64, backend="cupy")
+    with pytest.raises(TypeError, match="a trace takes one of the host"):
+        list(trace.sx(layer, IDS[0], np.ones((7, DIM))))

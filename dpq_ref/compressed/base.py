@@ -93,7 +93,7 @@ class Compressed(ABC):
     @property
     def kernels(self) -> Any:
         """Kernel set of the look-ups."""
-        return backends.get(self._backend)
+        return self._backend or backends.get()
 
     def on(self, backend: Any) -> Self:
         """Give the same table with what look-ups read where a back end has its arrays.
@@ -165,9 +165,11 @@ class Compressed(ABC):
         TypeError, IndexError, ValueError
             If ids are not integers, or out of range, or if `out` does not fit.
         """
-        if backends.on_device(ids) and self.kernels.xp is np:
+        ids = checks.as_ids(ids, self.vocab_size)
+        if type(ids) is not np.ndarray and backends.on_device(ids) and self.kernels.xp is np:
             raise TypeError("ids are on a device, and the table is not: table.on('cupy') is")
-        ids = self.kernels.xp.asarray(checks.as_ids(ids, self.vocab_size))
+        if self._backend is not None:
+            ids = self._backend.xp.asarray(ids)
         shape = (*ids.shape, self.dim)
         if out is None:
             return self._rows(ids.ravel()).reshape(shape)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpq_ref import checks
+from dpq_ref.backend import on_host, to_numpy
 from dpq_ref.kernels import reference as kernels
 from dpq_ref.kernels.reference import Array, Integers
 from dpq_ref.layers.embedding import DPQEmbedding, RowSparse
@@ -23,7 +24,9 @@ def checked(layer: DPQEmbedding, method: str, ids: Any, d_output: Any, words: Se
         raise TypeError(f"layer computes in {layer.dtype}; it takes float64, or differences are noise")
     if layer.gumbel or layer.ema_decay or layer.restart_after:
         raise ValueError("gumbel, ema_decay and restart_after have no surrogate to check against")
-    ids = checks.as_ids(ids, layer.vocab_size).flatten()
+    if on_host(layer.kernels) is not layer.kernels:
+        raise TypeError("layer is on a device; a trace takes one of the host, backend='numpy' say")
+    ids = to_numpy(checks.as_ids(ids, layer.vocab_size)).flatten()
     if not ids.size:
         raise ValueError("ids is empty; it takes at least one")
     names = tuple(map(str, ids)) if words is None else tuple(words)
