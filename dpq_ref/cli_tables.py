@@ -35,7 +35,7 @@ _frequencies = click.option(
 
 _cluster = click.option(
     "--cluster",
-    help="Address of a Dask scheduler, as dask://host:8786. Its workers must see both files by the same path.",
+    help="Address of a Dask scheduler, as dask://host:8786. Its workers see both files by the same path.",
 )
 
 
