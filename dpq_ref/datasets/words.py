@@ -139,7 +139,7 @@ def read_frequencies(path: PathLike) -> dict[str, int]:
     for where, line in _lines(path):
         word, count = (line.rsplit(maxsplit=1) + [""])[:2]
         if not re.fullmatch("[0-9]{1,18}", count):
-            raise ValueError(f"{where}: takes 'word count', a count below 10**18, got {line[:60]!r}")
+            raise ValueError(f"{where}: takes 'word count', got {line[:60]!r}, the count below 10**18")
         if word in frequencies:
             raise ValueError(f"{where}: {word!r} comes a second time")
         frequencies[word] = int(count)
