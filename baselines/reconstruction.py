@@ -363,7 +363,7 @@ class Reconstruction:
     --------
     >>> rows = np.eye(4, dtype=np.float32)
     >>> model = Reconstruction(DPQEmbedding(4, 4, n_groups=2, n_codes=3), rows)
-    >>> float(model.loss_and_gradients(np.array([0, 2]))) > 0, sorted(model.grads)
+    >>> bool(model.loss_and_gradients(np.array([0, 2])) > 0), sorted(model.grads)
     (True, ['keys', 'query', 'values'])
     """
 

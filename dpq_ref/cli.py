@@ -44,8 +44,8 @@ class Commands(click.Group):
             return super().invoke(context)
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:
-            goes_on = context.invoked_subcommand in RESUMED
+        except KeyboardInterrupt as stop:
+            goes_on = context.invoked_subcommand in RESUMED or bool(stop.args)
             click.echo("interrupted" + "; the same command goes on where it was" * goes_on, err=True)
             raise SystemExit(130) from None
         except BrokenPipeError:

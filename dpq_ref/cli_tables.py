@@ -72,7 +72,8 @@ frequencies_option = click.option(
 )
 
 _cluster = click.option(
-    "--cluster", help="A Dask scheduler, as dask://host:8786. Its workers must see the files of both."
+    "--cluster",
+    help="Address of a Dask scheduler, as dask://host:8786. Its workers see both files by the same path.",
 )
 
 
@@ -233,7 +234,10 @@ def _identity(path: str) -> tuple[str, int, int]:
 
 @contextmanager
 def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of what has been done of a command; emptied, if it was another one."""
+    """Hold the folder of what has been done of a command; emptied, if it was another one.
+
+    An interrupt carries it.
+    """
     from filelock import FileLock, Timeout
 
     from dpq_ref.compressed import write_atomically
@@ -250,6 +254,8 @@ def _taken_up(part: Path, command: dict[str, Any]) -> Iterator[None]:
                         path.unlink()
                 write_atomically(place, said)
             yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(part) from None  # what has been done is there
     except Timeout:
         raise ValueError(f"{part} is in use: another process writes the same output") from None
 
@@ -263,7 +269,7 @@ def _in_a_file(vectors: Any, folder: Path) -> Any:
     if Shared(vectors).in_file:
         return vectors
     np.save(folder / "table.npy", vectors)
-    return np.load(folder / "table.npy", mmap_mode="r")
+    return np.load(folder / "table.npy", mmap_mode="r", allow_pickle=False)
 
 
 @contextmanager
@@ -447,7 +453,7 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
             value = f"{value:,}"
         elif isinstance(value, float):
             value = f"{value:.6g}"
-        click.echo(f"{name.replace('_', ' '):20} {value}")
+        click.echo(f"{name.replace('_', ' '):24} {value}")
 
 
 @click.command()

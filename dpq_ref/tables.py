@@ -180,7 +180,9 @@ def write_table(path: str | os.PathLike, words: Sequence[str] | None, vectors: A
     vectors = checks.as_table(vectors, "vectors")
     if path.suffix != ".npy":
         if words is None:
-            raise ValueError(f"{path}: the table has no words, which this format needs; .npy does not")
+            raise ValueError(
+                f"{path}: the table has no words, which this format needs; give them, or take .npy"
+            )
         if len(words) != len(vectors):
             raise ValueError(f"{len(words)} words for {len(vectors)} rows")
         checks.utf8(words)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import click
@@ -38,15 +39,15 @@ def main(minutes, seed):
     counts: Counter = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        everything = list(checks(folder))
-        while time.time() - start < 60 * minutes:
-            for name, check, damage in everything:
+        for name, check, damage in cycle(list(checks(folder))):
+            if time.time() - start > 60 * minutes:
+                break
 
-                def counted(check_name, content, folder, name=name, check=check):
-                    counts[name, bool(check(check_name, content, folder))] += 1
+            def counted(kind, content, folder, name=name, check=check):
+                counts[name, bool(check(kind, content, folder))] += 1
 
-                tests.run(counted, name.partition(",")[0], damage, folder, BATCH, seed)
-                seed += 1
+            tests.run(counted, name.partition(",")[0], damage, folder, BATCH, seed)
+            seed += 1
     click.echo(f"{'':28}{'refused':>10}{'read':>10}")
     for name in dict.fromkeys(name for name, _ in counts):
         click.echo(f"{name:28}{counts[name, False]:10,}{counts[name, True]:10,}")

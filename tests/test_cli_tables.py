@@ -167,7 +167,7 @@ def test_what_fails_leaves_the_file_of_before(folder, made, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    monkeypatch.setattr("os.fsync", fail)
     CliRunner().invoke(main, ["compress", str(folder / "t.txt"), "-o", str(made), "--method", "half"])
     assert made.read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["f.txt", "t.safetensors", "t.txt"]

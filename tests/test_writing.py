@@ -193,6 +193,12 @@ def test_a_link_stays_one_and_the_umask_holds(tmp_path):
         os.umask(before)
     assert (tmp_path / "near").is_symlink() and (tmp_path / "far" / "file").read_bytes() == b"1"
     assert (tmp_path / "far" / "file").stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o022)
+    try:
+        DenseTable(np.ones((2, 2), np.float32)).save(tmp_path / "table")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_long_name(tmp_path):

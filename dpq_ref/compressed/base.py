@@ -217,7 +217,7 @@ class Compressed(ABC):
         scores = self.kernels.xp.empty((len(queries), self.vocab_size), self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(queries[some])
-            for rows, ids in self._blocks(some.stop - some.start):
+            for rows, ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 scores[some, rows] = products(ids)
         return scores
 
@@ -239,9 +239,9 @@ class Compressed(ABC):
         columns = xp.ascontiguousarray(queries.T)
         return lambda ids: self.kernels.combine(self._rows(ids), columns).T
 
-    def _blocks(self, width: int = 0) -> Iterator[tuple[slice, Integers]]:
-        """Rows and their ids, as many at a time as fit, and as a row of the result is wide."""
-        step = max(1, BLOCK // max(self._entries_per_row, width))
+    def _blocks(self, width: int | None = None) -> Iterator[tuple[slice, Integers]]:
+        """Rows and their ids, as many as fit at a time, `width` entries each, by default those of a row."""
+        step = max(1, BLOCK // (self._entries_per_row if width is None else width))
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
             yield slice(start, stop), self.kernels.xp.arange(start, stop)
@@ -255,6 +255,11 @@ class Compressed(ABC):
     def _entries_per_row(self) -> int:
         """Entries of the largest array on the way to a row."""
         return self.dim
+
+    @property
+    def _entries_per_product(self) -> int:
+        """The same on the way to the products of `_products_with`."""
+        return self._entries_per_row
 
     @property
     def _entries_per_query(self) -> int:
@@ -364,7 +369,7 @@ class Compressed(ABC):
         best = np.zeros((len(queries), n), np.int64), np.full((len(queries), n), -np.inf, self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(self.kernels.xp.asarray(queries[some]))
-            for rows, ids in self._blocks(some.stop - some.start):
+            for rows, ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
                 cosines = backends.to_numpy(products(ids)) / self._lengths[rows]
                 for i, row in enumerate(cosines, some.start):
                     _keep_best(np.arange(rows.start, rows.stop), row, *(array[i] for array in best))
@@ -416,21 +421,11 @@ class Compressed(ABC):
         ValueError
             If a word has no UTF-8.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
         arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
         config = self.config()
         head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
         metadata = {"dpq_ref": json.dumps(head | config)}
-
-        def write(file: BinaryIO) -> None:
-            try:
-                save_file(arrays, file.name, metadata)
-            except SafetensorError as error:
-                raise OSError(f"{path}: {error}") from error
-
-        write_atomically(path, write)
+        write_atomically(path, lambda file: _write_tensors(file, arrays, metadata))
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
         if self.words is None:
@@ -532,6 +527,21 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
 
 def _map(path: str) -> Compressed:
     return load(path, mapped=True)
+
+
+def _write_tensors(file: BinaryIO, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write safetensors; the library's own way goes through a file of its own, which a kill would leave."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    end = 0
+    wide_first = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
+    for name, array in wide_first.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    file.write(len(head).to_bytes(8, "little") + head)
+    file.writelines(array.data for array in wide_first.values())
 
 
 def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpq_ref.compressed.base import KINDS, Compressed, as_stored
 from dpq_ref.compressed.dense import DenseTable
@@ -111,8 +112,23 @@ class FactoredTable(Compressed):
         return max(self.left._entries_per_row, self.dim)
 
     @property
+    def _entries_per_product(self) -> int:
+        return self._entries_per_row if self.bound is not None else self.left._entries_per_product
+
+    @property
     def _entries_per_query(self) -> int:
         return self.left._entries_per_query
+
+    @cached_property
+    def _is_rotation(self) -> bool:
+        """Whether rows are as long as their coefficients, to the rounding of float32."""
+        if self._vectors:
+            return False
+        basis = self._basis.astype(np.float64)
+        return bool(np.linalg.norm(basis @ basis.T - np.eye(len(basis)), 2) < 1e-6)
+
+    def _squares(self, ids: Integers) -> NDArray[np.float64]:
+        return self.left._squares(ids) if self._is_rotation else super()._squares(ids)
 
     @cached_property
     def _basis(self) -> Array:

@@ -123,6 +123,10 @@ class ProductTable(Compressed):
         return self.dim * (self.n_groups if self.additive else 1)
 
     @property
+    def _entries_per_product(self) -> int:
+        return self.n_groups
+
+    @property
     def _entries_per_query(self) -> int:
         return self.n_groups * self.n_codes
 

@@ -139,7 +139,7 @@ def read_frequencies(path: PathLike) -> dict[str, int]:
     for where, line in _lines(path):
         word, count = (line.rsplit(maxsplit=1) + [""])[:2]
         if not re.fullmatch("[0-9]{1,18}", count):
-            raise ValueError(f"{where}: takes 'word count', a count below 10**18, got {line[:60]!r}")
+            raise ValueError(f"{where}: takes 'word count', got {line[:60]!r}, the count below 10**18")
         if word in frequencies:
             raise ValueError(f"{where}: {word!r} comes a second time")
         frequencies[word] = int(count)
@@ -236,7 +236,9 @@ def read_npz_table(
         with arrays:
             if missing := [name for name in names if name not in arrays]:
                 has = f"it has {', '.join(arrays)}"
-                raise ValueError(f"no array {' and no '.join(missing)}; {has}, and `tensor` names another")
+                raise ValueError(
+                    f"no array {' and no '.join(missing)}; {has}, and --tensor (tensor=) names another"
+                )
             *words, vectors = (_array(arrays, name, Path(path)) for name in names)
         if words and (words[0].dtype.kind != "U" or words[0].shape != vectors.shape[:1]):
             got = f"words {words[0].dtype} {words[0].shape} for vectors {vectors.shape}"

@@ -40,7 +40,6 @@ def search(n: int, dim: int, n_groups: int, n_codes: int, queries: int) -> Work:
         lambda: table.search(X, BEST),
         {"faiss": lambda: index.search(X, BEST), "NumPy, uncompressed": numpy_search},
         agree,
-        traffic=float(table.packed.nbytes),
     )
 
 
@@ -57,7 +56,6 @@ def gather(n: int, dim: int, n_groups: int, n_codes: int, ids: int) -> Work:
         lambda: table.lookup(some),
         {"NumPy, uncompressed": lambda: rows[some]},
         agree,
-        traffic=ids * (table.bytes_per_lookup() + 4.0 * dim),
     )
 
 

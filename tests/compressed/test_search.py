@@ -115,6 +115,15 @@ def test_no_row_is_decoded_where_codes_tell(monkeypatch):
         assert table.search(np.ones((2, table.dim)), 2)[0].shape == (2, 2)
 
 
+def test_a_rotation_keeps_lengths_and_nothing_else_does():
+    turn = np.linalg.qr(RNG.standard_normal((12, 12)))[0].astype(np.float32)
+    for basis, offset, keeps in ((turn, None, True), (1.001 * turn, None, False), (turn, turn[0], False)):
+        table = FactoredTable(whole(n=50), basis.astype(np.float32), offset)
+        assert table._is_rotation == keeps
+        lengths = np.linalg.norm(table.reconstruct().astype(np.float64), axis=1)
+        np.testing.assert_allclose(table._lengths[lengths > 1e-6], lengths[lengths > 1e-6], rtol=1e-6)
+
+
 def test_a_mapped_table_is_pickled_as_its_path(tmp_path):
     import pickle
 

@@ -75,6 +75,20 @@ def test_whatever_fits_into_shared_memory(dtype, bytes_of_a_block, shared, noisy
 
 
 @needs_compiler
+@pytest.mark.parametrize(("s", "v"), [(0, 2), (2, 0)])
+def test_queries_or_values_without_a_column(s, v):
+    d = Draw(np.float32, 9)
+    query, keys, values, d_picked = d.real(9, 5, s), d.real(5, 4, s), d.real(5, 4, v), d.real(9, 5, v)
+    statistics = d.real(4), d.positive(4)
+    for name in ("sx_statistics", "vq_statistics"):
+        check(gpu, name, (query, keys, d.counts() + 1))
+    for name in ("sx_codes", "vq_codes"):
+        check(gpu, name, (query, keys, statistics, 1e-3))
+    check(gpu, "decode", (d.below(4, 9, 5), values))
+    check(gpu, "sx_backward", (d_picked, query, keys, values, d.counts(), statistics, 1e-3, 0.7))
+
+
+@needs_compiler
 @each_dtype
 @pytest.mark.parametrize("name", CONTRACT)
 def test_order_of_threads_and_number_of_blocks(name, dtype, monkeypatch):

@@ -60,7 +60,7 @@ def _statistics(query: Array, keys: Array, counts: Array, *, euclidean: bool) ->
     sizes = D, K, s, len(keys)
     shared = query.itemsize * ((FEW + 1) * (s + SLICE) + SLICE * s + FEW)
     blocks = n_chunks * D * -(-K // SLICE)
-    if shared <= SHARED:
+    if s and shared <= SHARED:
         launch(
             "tile_moments", blocks, query, keys, weights, euclidean, b, *sizes, n_chunks, sums, shared=shared
         )
@@ -180,7 +180,7 @@ def sx_backward(
     tau = scalar_like(query, temperature)
     padded = -(-K // PACK) * PACK
     shared = query.itemsize * ((FEW + 1) * (s + max(s, v) + 2 * padded) + padded * (s + v))
-    if shared <= SHARED:
+    if s and v and shared <= SHARED:
         d_query, d_keys = _tile_gradients(arrays, normaliser, noise, tau, shared)
     else:
         d_query, d_keys = _gradients(arrays, normaliser, noise, tau)

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <math.h>
+#include <memory>
 #include <setjmp.h>
 #include <ucontext.h>
 #include <utility>
@@ -26,7 +27,7 @@
 #define __align__(n) alignas(n)
 #define __launch_bounds__(n)
 #define UNROLL
-#define SHARED(name) unsigned char* name = host::shared_memory.data()
+#define SHARED(name) unsigned char* name = host::shared_memory.get()
 
 struct Dim3 {
     int x;
@@ -45,7 +46,7 @@ struct Fiber {
 };
 
 static std::vector<Fiber> fibers;
-static std::vector<unsigned char> shared_memory;
+static std::unique_ptr<unsigned char[]> shared_memory;  // new for each launch, so that its end is seen
 static jmp_buf scheduler;
 static void (*work)();
 static int current;
@@ -126,7 +127,8 @@ template <class... A> static void run(void (*kernel)(A...), int blocks, int thre
     work = [] { call(the_kernel, the_arguments, std::index_sequence_for<A...>()); };
     const char* order = std::getenv("CUDA_ON_HOST_ORDER");
     bool backwards = order && !std::strcmp(order, "backwards");
-    shared_memory.assign(bytes, 0xFF);  // NaN, until something is written there
+    shared_memory.reset(new unsigned char[bytes]);
+    std::memset(shared_memory.get(), 0xFF, bytes);  // NaN, until something is written there
     blockDim.x = threads, gridDim.x = blocks;
     for (int block = 0; block < blocks; block++) {
         blockIdx.x = backwards ? blocks - 1 - block : block;
