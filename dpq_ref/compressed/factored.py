@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_ref.backend import to_numpy
 from dpq_ref.compressed.base import KINDS, Compressed, as_stored
 from dpq_ref.compressed.dense import DenseTable
 from dpq_ref.kernels.reference import Array, Integers
@@ -124,7 +125,7 @@ class FactoredTable(Compressed):
         """Whether rows are as long as their coefficients, to the rounding of float32."""
         if self._vectors:
             return False
-        basis = self._basis.astype(np.float64)
+        basis = to_numpy(self._basis).astype(np.float64)
         return bool(np.linalg.norm(basis @ basis.T - np.eye(len(basis)), 2) < 1e-6)
 
     def _squares(self, ids: Integers) -> NDArray[np.float64]:
