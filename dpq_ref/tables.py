@@ -215,7 +215,10 @@ def _word2vec(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
 
 def _npz(file: BinaryIO, words: Sequence[str], vectors: Array) -> None:
     _refuse(words, lambda word: word.endswith("\0"))
-    np.savez(file, words=np.array(words, np.str_), vectors=vectors)
+    try:
+        np.savez(file, words=np.array(words, np.str_), vectors=vectors)
+    except ValueError as error:  # of an archive that is closed after an interrupt
+        raise error.__context__ or error from None
 
 
 def _npy(file: BinaryIO, words: Sequence[str] | None, vectors: Array) -> None:
