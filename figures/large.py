@@ -88,7 +88,7 @@ def draw(folder: Path) -> list[Path]:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    records = [json.loads(path.read_text(encoding="utf8")) for path in (folder / "commands").glob("*.json")]
+    records = [json.loads(path.read_text(encoding="utf8")) for path in (folder / "measured").glob("*.json")]
     rows = [
         {
             "run": record["run"], "rows": record["rows"], "table_gb": record["table_bytes"] / 1e9,
@@ -142,11 +142,11 @@ def draw(folder: Path) -> list[Path]:
 )
 def main(rows: int, folder: Path | None, output: Path) -> None:
     """Measure time and memory of `dpq-ref compress` on a large table, and draw it."""
-    (output / "commands").mkdir(parents=True, exist_ok=True)
+    (output / "measured").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         table = Path(place, "table.npy")
         for i, (run, arguments) in enumerate(RUNS.items()):
-            record = output / "commands" / f"{rows}-{i}-{arguments[0]}.json"
+            record = output / "measured" / f"{rows}-{i}-{arguments[0]}.json"
             if record.exists() or (run in HOLDS_ALL and 4 * DIM * rows > 1 << 30):
                 continue
             if not table.exists():

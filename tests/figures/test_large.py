@@ -57,7 +57,7 @@ def test_measures_once_and_draws(tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "large.csv").open()))
     assert [row["run"] for row in rows] == [*runs] and all(float(row["minutes"]) > 0 for row in rows)
     assert [row["learned_from"] for row in rows] == ["all rows"] * 2
-    record = json.loads(next((tmp_path / "commands").glob("*low-rank.json")).read_text())
+    record = json.loads(next((tmp_path / "measured").glob("*low-rank.json")).read_text())
     assert record["arguments"] == runs["low rank"] and record["numpy"] == np.__version__
     assert "table" not in record and "file" not in record
     assert (tmp_path / "large.png").stat().st_size > 1000
