@@ -70,7 +70,7 @@ def test_no_line_end_at_the_end_and_a_byte_order_mark(tmp_path):
         (read_analogies, ": s\n", "no questions"),
         (read_relations, "a-n\tc\tr\n", "line 1: takes concept<TAB>category"),
         (read_relations, "", "no relations"),
-        (read_frequencies, "the 12\nof\n", "line 2: takes 'word count', a count below .*, got 'of'"),
+        (read_frequencies, "the 12\nof\n", "line 2: takes 'word count', got 'of'"),
         (read_frequencies, "the -3\n", "line 1: takes 'word count'"),
         (read_frequencies, "the 1.5\n", "line 1: takes 'word count'"),
         (read_frequencies, "the 12\nof 3\nthe 4\n", "line 3: 'the' comes a second time"),
