@@ -315,6 +315,7 @@ def test_seed(model):
     assert (rows[0] != rows[2]).any()
 
 
+@pytest.mark.slow
 @each_method
 @pytest.mark.parametrize("power", [-90, 40])
 def test_scale_of_the_table_changes_nothing(model, power):
@@ -333,6 +334,7 @@ def test_scale():
 # --- What is learned ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "bound"), [(CompositionalCodes(6, 4), 0.1), (KDCodes(6, 4), 0.1)], ids=["compositional", "kd"]
 )
@@ -362,6 +364,7 @@ def test_vq_from_k_means_is_never_worse_than_it(method):
         assert (weights[:, None] * nearest**2).sum() < error(model, X, weights)
 
 
+@pytest.mark.slow
 def test_weights_move_the_error():
     X = planted(600, seed=1) + table(600, 16)
     weights = np.where(np.arange(600) < 60, 50.0, 1.0)

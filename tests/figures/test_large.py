@@ -43,6 +43,7 @@ def test_anonymous_memory_is_what_a_process_makes_and_no_file(tmp_path):
     assert large.anonymous(2**22 + 1) == 0  # no such process
 
 
+@pytest.mark.slow
 def test_measures_once_and_draws(tmp_path, monkeypatch):
     runs = {"low rank": ["low-rank", "--parameter", "rank=3"], "half, all rows": ["half"]}
     monkeypatch.setattr(large, "RUNS", runs)

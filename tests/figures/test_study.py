@@ -34,6 +34,7 @@ def parts():
     return found
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_every_picture_is_drawn(tmp_path, monkeypatch):
     from matplotlib import image, pyplot
 
@@ -96,6 +97,7 @@ pyplot.show()
 """
 
 
+@pytest.mark.slow
 def test_the_page_holds_output_pictures_and_formulas_and_loads_nothing(tmp_path):
     for name in ("jupytext", "nbconvert", "nbclient", "ipykernel", "latex2mathml"):
         pytest.importorskip(name)

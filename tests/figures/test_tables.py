@@ -187,6 +187,7 @@ def test_a_figure_of_its_own_is_drawn_over_what_is_swept(results):
     assert "compression_ratio" in rows[0] and len({r["line"] for r in rows}) == 2
 
 
+@pytest.mark.slow
 def test_drawn_again_it_is_the_same(results):
     before = {path: path.read_bytes() for path in results.glob("*.*") if path.suffix != ".png"}
     assert CliRunner().invoke(main, ["plot", str(results)]).exit_code == 0

@@ -435,6 +435,7 @@ def reversal(n, seed=0):
     return sentence_pairs(sides, [side[::-1] for side in sides])
 
 
+@pytest.mark.slow
 @MODELS
 def test_it_learns_to_turn_sentences_round(kind):
     if kind == "attention":
