@@ -44,14 +44,23 @@ class Commands(click.Group):
             return super().invoke(context)
         try:
             return super().invoke(context)
-        except KeyboardInterrupt as stop:
-            goes_on = context.invoked_subcommand in RESUMED or bool(stop.args)
-            click.echo("interrupted" + "; the same command goes on where it was" * goes_on, err=True)
-            raise SystemExit(130) from None
         except BrokenPipeError:
             raise  # `| head` has seen enough: click ends without a word
-        except MEND as error:
+        except (KeyboardInterrupt, ImportError, *MEND) as error:
+            if (interrupt := _interrupt(error)) is not None:
+                goes_on = context.invoked_subcommand in RESUMED or bool(interrupt.args)
+                click.echo("interrupted" + "; the same command goes on where it was" * goes_on, err=True)
+                raise SystemExit(130) from None
+            if not isinstance(error, MEND):
+                raise
             raise click.ClickException(str(error) or "out of memory") from error
+
+
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Find the interrupt that an error is, or came from; to import a compiled module makes another of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -212,9 +212,10 @@ def test_interrupted_at_any_moment(folder):
         time.sleep(waited.uniform(0, 3))
         child.send_signal(signal.SIGINT)
         said, complained = child.communicate(timeout=300)
-        if child.returncode == 0:
-            continue  # it was done
-        assert (child.returncode, said, complained) == (130, "", "interrupted\n")
+        if said:  # it was done, and Python ended
+            before = (folder / "t.safetensors").read_bytes()
+            continue
+        assert child.returncode == 130 and complained.endswith("interrupted\n"), complained
         assert (folder / "t.safetensors").read_bytes() == before
         assert sorted(os.listdir(folder)) == ["big.npy", "t.safetensors", "t.txt"]
 

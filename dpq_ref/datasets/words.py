@@ -230,10 +230,8 @@ def read_npz_table(
         raise FileNotFoundError(f"no file {path}")
     names = ("words", "vectors") if tensor is None else (tensor,)
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("one array, no .npz")
-        with arrays:
+        # Not np.load, which would take a file that begins as an .npy for one, and make room for its header.
+        with Path(path).open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             if missing := [name for name in names if name not in arrays]:
                 has = f"it has {', '.join(arrays)}"
                 raise ValueError(
