@@ -75,6 +75,7 @@ CHECKPOINT = save_safetensors({"word_embeddings.weight": X, "bias": X[0]}, {"for
 
 def text_by_hand(content):
     """Words and vectors, by Python's own means; ValueError where there are none."""
+    content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
     lines = content.removesuffix(b"\n").split(b"\n") if content else []
     stated, head = None, lines[0].split()
     if len(head) == 2 and head[0].isdigit() and head[1].isdigit():
