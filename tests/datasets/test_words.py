@@ -147,7 +147,7 @@ def test_files_that_are_no_table(tmp_path):
     whole = path.read_bytes()
     with path.open("wb") as file:
         np.save(file, np.eye(3))
-    with pytest.raises(ValueError, match=r"t\.npz: one array, no \.npz"):
+    with pytest.raises(ValueError, match=r"t\.npz: File is not a zip file"):
         read_npz_table(path)
     for damaged in (b"", b"the 1\n", whole[: len(whole) // 2], whole[:900] + b"\xff" * 99 + whole[999:]):
         path.write_bytes(damaged)
