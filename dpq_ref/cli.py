@@ -1,5 +1,7 @@
 """The command `dpq-ref`. Each subcommand imports what it needs when it runs, so that help comes at once."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,16 @@ class Commands(click.Group):
                 raise SystemExit(130) from None
             if not isinstance(error, MEND):
                 raise
+            _give_up_output()
             raise click.ClickException(str(error) or "out of memory") from error
+
+
+def _give_up_output() -> None:
+    """Drop what stands in the buffer of an output that is full: Python would try it again, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
