@@ -212,10 +212,11 @@ def test_interrupted_at_any_moment(folder):
         time.sleep(waited.uniform(0, 3))
         child.send_signal(signal.SIGINT)
         said, complained = child.communicate(timeout=300)
-        if said:  # it was done, and Python ended
+        if said:  # it was done, and maybe Python was ending
+            assert child.returncode in (0, -signal.SIGINT)
             before = (folder / "t.safetensors").read_bytes()
             continue
-        assert child.returncode == 130 and complained.endswith("interrupted\n"), complained
+        assert (child.returncode, complained) == (130, "interrupted\n")
         assert (folder / "t.safetensors").read_bytes() == before
         assert sorted(os.listdir(folder)) == ["big.npy", "t.safetensors", "t.txt"]
 
