@@ -349,7 +349,7 @@ def _fit(
     judged = made
     if part:  # mapped, it is small to send
         made.save(part / method / "made.safetensors")
-        judged = load(part / method / "made.safetensors", mapped=True)
+        judged = load(part / method / "made.safetensors")
     report["relative_error"] = relative_error(vectors, judged)
     if weights is not None:
         report["weighted_relative_error"] = relative_error(vectors, judged, weights)
@@ -419,7 +419,7 @@ def _contents(table: Any, path: Path) -> dict[str, Any]:
         "dim": table.dim,
         "bits": table.bits(),
         "compression_ratio": round(table.compression_ratio, 3),
-        "words": table.words is not None,
+        "words": table.has_words,
         "arrays": {name: f"{a.dtype} {list(a.shape)}" for name, a in table.arrays().items()},
     }
 
@@ -466,20 +466,23 @@ def inspect(file: str, as_json: bool) -> None:
     """
     from dpq_ref.compressed import load
 
-    _say(_contents(load(file), Path(file)), as_json)
+    table = load(file)
+    table.check()
+    _say(_contents(table, Path(file)), as_json)
 
 
 @click.command()
 @click.argument("file", type=_FILE)
 @_json
 def verify(file: str, as_json: bool) -> None:
-    """Check a compressed FILE against its checksum.
+    """Check all of a compressed FILE against its checksums.
 
     Exit status 1 if it is damaged.
     """
     from dpq_ref.compressed import load
 
     table = load(file)
+    table.check()
     _say(
         {"file": file, "whole": True, "kind": table.kind, "rows": table.vocab_size, "dim": table.dim}, as_json
     )
@@ -528,7 +531,7 @@ def evaluate(
     from figures.tables import read as read_words_too
 
     made = load(file)
-    data = read_words_too(Paths(table, frequencies, sets, tensor))
+    data = read_words_too(Paths(table, frequencies, sets, tensor, named_by=file))
     full, shape = data.vectors, (made.vocab_size, made.dim)
     if shape != full.shape:
         raise ValueError(f"{file} has {shape} entries, and {table} {full.shape}")
@@ -590,14 +593,14 @@ def _asked(words: tuple[str, ...]) -> list[str]:
 def _row(table: Any, word: str) -> int:
     """Row of a word, or of an id where the table has no words."""
     try:
-        if table.words is not None:
+        if table.has_words:
             return table.id_of(word)
         row = int(word)
         if 0 <= row < table.vocab_size:
             return row
         raise KeyError(f"no row {row}: there are {table.vocab_size}")
     except KeyError as error:
-        near = table.words is not None and word.lower() in table
+        near = table.has_words and word.lower() in table
         raise ValueError(error.args[0] + (f"; there is {word.lower()!r}" if near else "")) from None
     except ValueError:
         raise ValueError(f"{word!r}: the table has no words; it takes numbers of rows") from None
@@ -638,7 +641,7 @@ def similar(file: str, words: tuple[str, ...], n: int, as_json: bool) -> None:
     table = load(file)
     for word in _asked(words):
         row = _row(table, word)
-        query = word if table.words is not None else table.lookup(row)
+        query = word if table.has_words else table.lookup(row)
         found = [entry for entry in table.most_similar(query, n + 1) if entry[0] != row][:n]
         if as_json:
             click.echo(_as_json({"word": word, "similar": found}))

@@ -39,6 +39,7 @@ def to_faiss(table: Compressed, *, inner_product: bool = False) -> Any:
     >>> faiss.write_index(to_faiss(table), "table.faiss")  # doctest: +SKIP
     """
     faiss = _faiss()
+    table.check()
     if isinstance(table, FactoredTable):
         right = table.right.reconstruct().astype(np.float32)
         rotation = faiss.LinearTransform(table.dim, table.right.vocab_size, False)

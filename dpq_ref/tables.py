@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dpq_ref import checks
-from dpq_ref.compressed import load, map_tensor, write_atomically
+from dpq_ref.compressed import load, read_tensors, write_atomically
 from dpq_ref.datasets.files import PACKED, read_text
 from dpq_ref.datasets.vectors import LONGEST_WORD, ends_in_number, read_binary_table, read_text_table
 from dpq_ref.datasets.words import read_npz_table
@@ -145,7 +145,7 @@ def _read_safetensors(path: Path, tensor: str | None) -> WordVectors:
     elif tensor not in tables:
         raise ValueError(f"{path}: no table {tensor!r}; it has {', '.join(tables) or 'none'}")
     try:
-        stored = map_tensor(path, tensor)
+        stored = read_tensors(path, mapped=True)[0][tensor]
         if found[tensor][0] == "BF16":
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
         vectors = checks.as_table(stored, "the tensor")

@@ -51,12 +51,15 @@ class Paths:
         or some, plain or compressed.
     tensor : str or None
         Which one of a checkpoint.
+    named_by : str or None
+        Compressed file that has the words, where the table has none.
     """
 
     table: str
     frequencies: str | None = None
     word_sets: str | None = None
     tensor: str | None = None
+    named_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def read(paths: Paths) -> WordTable:
         If a file is missing or none of these, or the folder of word sets has nothing that is known.
     """
     words, vectors, _ = read_table(paths.table, tensor=paths.tensor)
+    if words is None and paths.named_by is not None:
+        words = load(paths.named_by).words
     if words is None and paths.word_sets:
         raise ValueError(f"{paths.table} has no words, which word sets need")
     weights = None

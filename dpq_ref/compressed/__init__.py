@@ -1,9 +1,10 @@
 """What every method ends in: a table that is looked up, counted in bits, and kept in one file."""
 
-from dpq_ref.compressed.base import Compressed, as_stored, load, map_tensor, write_atomically
+from dpq_ref.compressed.base import Compressed, load
 from dpq_ref.compressed.blocks import BlockTable
 from dpq_ref.compressed.dense import DenseTable, to_bfloat16
 from dpq_ref.compressed.factored import FactoredTable
+from dpq_ref.compressed.files import as_stored, read_tensors, write_atomically
 from dpq_ref.compressed.hamming import hamming_similarity
 from dpq_ref.compressed.product import ProductTable
 from dpq_ref.compressed.scalar import ScalarTable, uniform_levels
@@ -20,7 +21,7 @@ __all__ = [
     "as_stored",
     "hamming_similarity",
     "load",
-    "map_tensor",
+    "read_tensors",
     "to_bfloat16",
     "uniform_levels",
     "write_atomically",

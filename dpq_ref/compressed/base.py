@@ -1,42 +1,48 @@
 """The artefact that every method ends in: look-up, honest bits, and one file.
 
-A file is plain safetensors: named arrays, and the configuration as JSON in the metadata under "dpq_ref", with
-a SHA-256 over configuration and arrays. Bits are those of the arrays as stored; codes are packed at
-ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes and a header. The words of the rows may stand beside;
-they are the same whatever the method, and no bits of the table.
+A file is plain safetensors: named arrays, and the configuration as JSON in the metadata under "dpq_ref". Bits
+are those of the arrays as stored; codes are packed at ceil(log2 K) bits, so a file has `sum(bits) / 8` bytes,
+a header, and checksums, 4 bytes for each 8,192. The words of the rows may stand beside; they are the same
+whatever the method, and no bits of the table.
+
+Loaded, the arrays stay in the file. What a look-up reads is checked before it is first used, and no more.
 
 A table is made on the host, and files come from there. `on` gives the same one on a device, for its look-ups.
 """
 
-import copy
-import hashlib
 import json
 import os
-import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from functools import cached_property, partial
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import backend as backends
 from dpq_ref import checks
+from dpq_ref.compressed.files import (
+    StoredArray,
+    as_stored,
+    checksums,
+    read_tensors,
+    with_checksums,
+    write_atomically,
+    write_tensors,
+)
+from dpq_ref.compressed.words import ARRAYS, StoredWords, arrays_of
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
-FORMAT = 1
+FORMAT = 2
 KINDS: dict[str, type["Compressed"]] = {}  # by name, each entered when its class is made
-DTYPES = {  # of safetensors
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "U16": "<u2"},
-    **{"I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8", "BOOL": "?"},
-}
 QUERIES = 256  # at a time
 FEW = 4  # queries below which NumPy's dot products are faster than kernels that share a row
-WORDS = "words.text", "words.lengths"  # arrays of a file: UTF-8 end to end, and the bytes of each word
+AT_ONCE = 1 << 24  # bytes of a file that `load` checks, milliseconds; of larger ones what is looked up
+SUMS = "checksums"  # array of a file
 
 
 class Compressed(ABC):
@@ -47,15 +53,16 @@ class Compressed(ABC):
     vocab_size, dim : int
     dtype : dtype of what `lookup` returns
     words : list of str or None
-        The rows by name. Set, they are kept by `save`; of a word that comes twice the first row counts.
+        The rows by name. Set, they are kept by `save`; of a word that comes twice the first row counts. Those
+        of a file are decoded one by one as they are asked for, and all when this is read.
 
     Examples
     --------
     >>> from dpq_ref.compressed import DenseTable
     >>> table = DenseTable(np.float32([[0, 2], [1, 0], [3, 1]]))
     >>> table.words = ["up", "right", "far"]
-    >>> table["right"], "down" in table
-    (array([1., 0.], dtype=float32), False)
+    >>> table["right"], "down" in table, len(table), list(table)
+    (array([1., 0.], dtype=float32), False, 3, ['up', 'right', 'far'])
     >>> [(word, round(cosine, 2)) for word, cosine in table.most_similar("right")]
     [('far', 0.95), ('up', 0.0)]
     """
@@ -67,7 +74,8 @@ class Compressed(ABC):
     dtype: np.dtype
     _backend: Any = None
     _vocabulary: list[str] | None = None
-    _stored_words: tuple[np.ndarray, np.ndarray] | None = None  # of a file, until they are asked for
+    _stored_words: StoredWords | None = None  # of a file
+    _stored: Mapping[str, StoredArray] = MappingProxyType({})  # arrays of a file, until all is checked
     _mapped: str | None = None  # the file that the arrays are left in
 
     def __init_subclass__(cls) -> None:  # noqa: D105
@@ -75,7 +83,12 @@ class Compressed(ABC):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle a mapped table as its path: other processes map it, too."""
-        return super().__reduce_ex__(protocol) if self._mapped is None else (_map, (self._mapped,))
+        return super().__reduce_ex__(protocol) if self._mapped is None else (load, (self._mapped,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Check what is copied from a file: a part of a mapped table has no path to be pickled as."""
+        self.check()
+        return self.__dict__ | {"_stored": {}}
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -114,7 +127,9 @@ class Compressed(ABC):
         >>> DenseTable(np.eye(2)).on("numpy").lookup([1])
         array([[0., 1.]])
         """
-        table = copy.copy(self)
+        self.check()
+        table = object.__new__(type(self))
+        table.__dict__.update(self.__dict__)
         table._backend = backends.get(backend)
         for name in self.read:
             setattr(table, name, _moved(getattr(self, name), table._backend))
@@ -146,6 +161,34 @@ class Compressed(ABC):
         """Write rows of valid ids (b,) to (b, dim)."""
         out[:] = self._rows(ids)
 
+    def check(self) -> None:
+        """Check all that is left in a file. What is looked up is checked in any case, once.
+
+        What is read past the methods of this class, as from `arrays()`, is not checked before.
+
+        Raises
+        ------
+        ValueError
+            If a bit has changed since it was written.
+        """
+        if self._stored_words is not None:
+            for part in self._stored_words.parts:
+                part.check()
+        self._check_arrays()
+        self._stored = {}
+
+    def _attach(self, stored: dict[str, StoredArray]) -> None:
+        """Take arrays by name, of which no byte is checked yet."""
+        self._stored = stored
+
+    def _check(self, ids: Integers) -> None:
+        """Check what rows of valid ids (b,) read, where `_stored` has it. By default that is all."""
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        for part in self._stored.values():
+            part.check()
+
     def lookup(self, ids: Any, out: Array | None = None) -> Array:
         """Rows of the table, computed from what is stored.
 
@@ -163,11 +206,14 @@ class Compressed(ABC):
         Raises
         ------
         TypeError, IndexError, ValueError
-            If ids are not integers, or out of range, or if `out` does not fit.
+            If ids are not integers, or out of range, or if `out` does not fit; if what they read in a file is
+            damaged.
         """
         ids = checks.as_ids(ids, self.vocab_size)
         if type(ids) is not np.ndarray and backends.on_device(ids) and self.kernels.xp is np:
             raise TypeError("ids are on a device, and the table is not: table.on('cupy') is")
+        if self._stored:
+            self._check(ids.ravel())
         if self._backend is not None:
             ids = self._backend.xp.asarray(ids)
         shape = (*ids.shape, self.dim)
@@ -244,7 +290,10 @@ class Compressed(ABC):
         step = max(1, BLOCK // (self._entries_per_row if width is None else width))
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
-            yield slice(start, stop), self.kernels.xp.arange(start, stop)
+            ids = self.kernels.xp.arange(start, stop)
+            if self._stored:
+                self._check(ids)
+            yield slice(start, stop), ids
 
     def _query_blocks(self, n: int) -> list[slice]:
         """As many queries at a time as fit."""
@@ -268,30 +317,36 @@ class Compressed(ABC):
 
     @property
     def words(self) -> list[str] | None:  # noqa: D102
-        stored = self._stored_words  # read once: another thread may be here too
-        if stored is not None:
-            text, lengths = stored
-            ends = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
-            if ends[-1] != len(text):
-                raise ValueError(f"words of {ends[-1]} bytes in a text of {len(text)}")
-            self._vocabulary = [text[a:b].tobytes().decode() for a, b in pairwise(ends)]
-            self._stored_words = None  # after the others are there
+        if self._vocabulary is None and self._stored_words is not None:
+            self._vocabulary = self._stored_words.all()
         return self._vocabulary
 
     @words.setter
     def words(self, words: Iterable[str] | None) -> None:
-        vocabulary = None if words is None else list(words)
-        if vocabulary is not None and len(vocabulary) != self.vocab_size:
-            raise ValueError(f"{len(vocabulary)} words for {self.vocab_size} rows")
-        self._vocabulary = vocabulary  # before the others are gone
+        own = None if words is None else list(words)
+        if own is not None and len(own) != self.vocab_size:
+            raise ValueError(f"{len(own)} words for {self.vocab_size} rows")
+        self._vocabulary = own  # before the others are gone: another thread may be here, too
         self._stored_words = self._mapped = None
         self.__dict__.pop("_ids", None)
 
+    @property
+    def has_words(self) -> bool:
+        """Whether rows have words; none is decoded to tell."""
+        return self._vocabulary is not None or self._stored_words is not None
+
     @cached_property
     def _ids(self) -> dict[str, int]:
-        if self.words is None:
+        """Rows of words that did not come from a file."""
+        return {word: i for i, word in reversed(list(enumerate(self._vocabulary or [])))}
+
+    def _row(self, word: object) -> int | None:
+        if not self.has_words:
             raise ValueError("the table has no words; set `words`, or look up ids")
-        return {word: i for i, word in reversed(list(enumerate(self.words)))}
+        stored = self._stored_words
+        if stored is None:
+            return self._ids.get(word)  # type: ignore[call-overload]
+        return stored.row(word) if isinstance(word, str) else None
 
     @cached_property
     def _lengths(self) -> Array:
@@ -316,10 +371,23 @@ class Compressed(ABC):
         ValueError
             If the table has no words.
         """
-        try:
-            return self._ids[word]
-        except KeyError:
-            raise KeyError(f"no word {word!r}") from None
+        row = self._row(word)
+        if row is None:
+            raise KeyError(f"no word {word!r}")
+        return row
+
+    def word_of(self, row: int) -> str:
+        """Word of a row in [0, vocab_size).
+
+        Raises
+        ------
+        ValueError
+            If the table has no words.
+        """
+        if not self.has_words:
+            raise ValueError("the table has no words")
+        words: Any = self._stored_words if self._vocabulary is None else self._vocabulary
+        return words[row]
 
     def __getitem__(self, word: str) -> Array:
         """Row of a word, (dim,); errors as in `id_of`."""
@@ -327,7 +395,15 @@ class Compressed(ABC):
 
     def __contains__(self, word: object) -> bool:
         """Whether there is a row for a word."""
-        return word in self._ids
+        return self._row(word) is not None
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return self.vocab_size
+
+    def __iter__(self) -> Iterator[str]:
+        """Words of the rows, one by one."""
+        return map(self.word_of, range(self.vocab_size))
 
     def search(self, queries: Any, n: int = 10) -> tuple[NDArray[np.int64], Array]:
         """Rows of the largest cosines with each query, all rows compared, block by block.
@@ -398,9 +474,9 @@ class Compressed(ABC):
         own = self.id_of(query) if isinstance(query, str) else None
         vector = backends.to_numpy(query) if own is None else self.lookup(own)
         ids, cosines = self.search(vector[None], checks.positive("n", n) + (own is not None))
-        names = range(self.vocab_size) if self.words is None else self.words
         found = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
-        return [(names[i], cosine) for i, cosine in found if i != own][:n]
+        name = self.word_of if self.has_words else int
+        return [(name(i), cosine) for i, cosine in found if i != own][:n]
 
     @property
     def compression_ratio(self) -> float:
@@ -419,20 +495,19 @@ class Compressed(ABC):
         OSError
             If it cannot be written; then the file of before is what it was.
         ValueError
-            If a word has no UTF-8.
+            If a word has no UTF-8; if the table is left in another file, and that is damaged.
         """
+        self.check()
         arrays = {name: as_stored(array) for name, array in (self.arrays() | self._word_arrays()).items()}
-        config = self.config()
-        head = {"format": FORMAT, "kind": self.kind, "sha256": _digest(self.kind, config, arrays)}
+        sums, config = checksums(arrays), self.config()
+        head = {"format": FORMAT, "kind": self.kind, "crc32": _header_sum(self.kind, config, arrays, sums)}
         metadata = {"dpq_ref": json.dumps(head | config)}
-        write_atomically(path, lambda file: _write_tensors(file, arrays, metadata))
+        write_atomically(path, lambda file: write_tensors(file, arrays | {SUMS: sums}, metadata))
 
     def _word_arrays(self) -> dict[str, np.ndarray]:
-        if self.words is None:
-            return {}
-        encoded = checks.utf8(self.words)
-        text, lengths = np.frombuffer(b"".join(encoded), np.uint8), np.array([*map(len, encoded)], np.uint32)
-        return dict(zip(WORDS, (text, lengths), strict=True))
+        if self._stored_words is not None:
+            return {part.name: part.array for part in self._stored_words.parts}
+        return {} if self._vocabulary is None else arrays_of(self._vocabulary)
 
     def __repr__(self) -> str:  # noqa: D105
         return (
@@ -454,18 +529,19 @@ def _keep_best(ids: Integers, values: Array, best_ids: Integers, best: Array) ->
         best[:], best_ids[:] = values[order], ids[order]
 
 
-def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
-    """Read a file that `Compressed.save` wrote.
+def load(path: str | os.PathLike, *, mapped: bool = True) -> Compressed:
+    """Take a file that `Compressed.save` wrote.
+
+    The header and all checksums are checked, and the arrays of a file of up to 16 MiB. Larger ones are there
+    in milliseconds whatever their size: they are read, and checked, where they are looked up.
 
     Parameters
     ----------
     path : path-like
     mapped : bool
-        Leave the arrays in the file and read what is looked up: at once for any size, and shared by all
-        processes that do so; pickled, the table is its path. Then only the header is checked: names, types,
-        shapes and places of the arrays, and that they and the configuration make a table. The checksum, which
-        takes every byte, is not: a damaged number goes unseen; a damaged code may, too, or be refused when it
-        is looked up. So it is not the default, however large the file.
+        Leave the arrays in the file. All processes that do so share them; pickled, the table is its path.
+        Nobody may write into the file while it is used; to put another in its place, as `save` does, is fine.
+        Otherwise the whole file is read into memory, and checked.
 
     Returns
     -------
@@ -475,7 +551,7 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     ------
     FileNotFoundError
     ValueError
-        If the file is not one of ours, cut off, altered, or of a newer format.
+        If the file is not one of ours, cut off, altered, or of another format.
 
     Examples
     --------
@@ -487,78 +563,44 @@ def load(path: str | os.PathLike, *, mapped: bool = False) -> Compressed:
     ...     load(folder + "/table.safetensors")
     ProductTable(vocab_size=2, dim=6, bits=388, compression_ratio=0.99)
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            read = partial(map_tensor, path) if mapped else file.get_tensor
-            arrays = {name: read(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, AttributeError, TypeError, KeyError) as error:  # the last: dtypes NumPy lacks
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    arrays, metadata = read_tensors(path, mapped=mapped)
     try:
         config = json.loads(metadata["dpq_ref"])
-        digest, version, kind = config.pop("sha256"), config.pop("format"), config.pop("kind")
+        version, kind = config.pop("format"), config.pop("kind")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no compressed table of dpq_ref: {error!r} in its metadata") from error
     if version != FORMAT or kind not in list(KINDS):
         raise ValueError(
             f"{path} has format {version!r}, kind {kind!r}; this version reads {FORMAT}, {sorted(KINDS)}"
         )
-    if not mapped and digest != _digest(kind, config, arrays):
-        raise ValueError(f"{path} is damaged: its contents do not match their checksum")
-    words = {name: arrays.pop(name) for name in WORDS if name in arrays}
+    stated, sums = config.pop("crc32", None), arrays.pop(SUMS, np.empty(0, np.uint32))
+    if stated != _header_sum(kind, config, arrays, sums):
+        raise ValueError(f"{path} is damaged: its header does not match its checksum")
+    stored = with_checksums(path, arrays, sums)
+    named = [stored.pop(name) for name in ARRAYS if name in stored]
     try:
-        table = KINDS[kind].from_stored(arrays, config)
-        if words:
-            text, lengths = (words[name] for name in WORDS)
-            takes = (np.uint8, np.uint32, (table.vocab_size,), 1)
-            if (text.dtype, lengths.dtype, lengths.shape, text.ndim) != takes:
-                raise ValueError(f"words {text.dtype} {text.shape}, {lengths.dtype} {lengths.shape}")
-            table._stored_words = text, lengths
-        table._mapped = str(path.resolve()) if mapped else None
+        table = KINDS[kind].from_stored({name: part.array for name, part in stored.items()}, config)
+        table._attach(stored)
+        if named:
+            table._stored_words = StoredWords(*named)
+            if len(table._stored_words) != table.vocab_size:
+                raise ValueError(f"{len(table._stored_words)} words")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a valid {kind!r} table: {error}") from error
+    if not mapped or sum(array.nbytes for array in arrays.values()) <= AT_ONCE:
+        table.check()
+    table._mapped = str(path.resolve()) if mapped else None
     return table
 
 
-def _map(path: str) -> Compressed:
-    return load(path, mapped=True)
-
-
-def _write_tensors(file: BinaryIO, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write safetensors; the library's own way goes through a file of its own, which a kill would leave."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    end = 0
-    wide_first = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
-    for name, array in wide_first.items():
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    file.write(len(head).to_bytes(8, "little") + head)
-    file.writelines(array.data for array in wide_first.values())
-
-
-def map_tensor(path: str | os.PathLike, name: str) -> np.ndarray:
-    """Map a tensor of a safetensors file that the library has opened, read-only; bfloat16 as uint16."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
-    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", 8 + size + entry["data_offsets"][0], shape)
-
-
-def as_stored(array: np.ndarray) -> np.ndarray:
-    """Array on the host, in C order and little-endian, as it is written; a view if it is that already."""
-    array = backends.to_numpy(array) if backends.on_device(array) else array  # a mapped one stays that
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+def _header_sum(kind: str, config: dict[str, Any], arrays: dict[str, Array], sums: Array) -> int:
+    """CRC-32 of kind, configuration, types and shapes of the arrays, and of the checksums."""
+    shapes = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
+    said = json.dumps([kind, config, shapes], sort_keys=True)
+    return crc32(as_stored(sums).tobytes(), crc32(said.encode()))
 
 
 def _moved(value: Any, kernels: Any) -> Any:
@@ -570,49 +612,3 @@ def _moved(value: Any, kernels: Any) -> Any:
     return (
         value.on(kernels) if isinstance(value, Compressed) else kernels.xp.asarray(backends.to_numpy(value))
     )
-
-
-def _digest(kind: str, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of kind, configuration and arrays."""
-    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def write_atomically(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all: a reader sees what was there before, and then all of the new one.
-
-    It is written beside its place as `.NAME.xxxxxxxx.part`, and moved there. Should the process be killed,
-    that one is left; nothing reads it, and it may be deleted.
-
-    Parameters
-    ----------
-    path : path-like
-        A link stays a link, to the new file.
-    content : bytes or callable
-        What the file holds, or what writes that to an open file.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; then no part of it is left.
-    """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno:
-            error.filename, error.filename2 = str(path), None  # the name that the user knows
-        raise

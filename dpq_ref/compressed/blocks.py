@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
-from dpq_ref.compressed.base import Compressed, as_stored
+from dpq_ref.compressed.base import Compressed
+from dpq_ref.compressed.files import as_stored
 from dpq_ref.compressed.scalar import uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
 
@@ -19,8 +20,8 @@ class BlockTable(Compressed):
     """Rows left_p[j] @ right_p, p the block of the word, j its rank among the words of that block.
 
     A block of rank dim is dense: its rows are stored as they are, without a basis. The j of a word is summed
-    up from the blocks on loading, since the rows of a block are in the order of the vocabulary: it takes no
-    bits in the file.
+    up from the blocks at the first look-up, since the rows of a block are in the order of the vocabulary: it
+    takes no bits in the file.
 
     Parameters
     ----------
@@ -66,37 +67,58 @@ class BlockTable(Compressed):
         self.packed = None if blocks is None else as_stored(blocks)
         self.scales = None if scales is None else as_stored(scales)
         self.dtype = np.dtype(np.float32) if n_bits else checks.as_real(self.factors.dtype)
-        c, width = len(self.ranks), _width(len(self.ranks))
-        stored = None if blocks is None else (-(-vocab_size * width // 8),)
+        c = len(self.ranks)
+        stored = None if blocks is None else (-(-vocab_size * _width(c) // 8),)
         if (
             (n_bits is not None and not 1 <= n_bits <= 16)
             or not 1 <= c <= 1 << 16
             or max(self.ranks) > dim
             or vocab_size * min(self.ranks) * (n_bits or 1) > factors.size * (8 if n_bits else 1)
+            or (n_bits is not None and factors.dtype != np.uint8)
             or (blocks is None) != (c == 1)
             or (blocks is not None and (blocks.dtype != np.uint8 or blocks.shape != stored))
             or (scales is None) != (n_bits is None)
             or (scales is not None and (scales.dtype != np.float32 or scales.shape != (c, 2)))
         ):
-            raise ValueError(f"{self._parts()} do not make {vocab_size} x {dim} of ranks {self.ranks}")
-        self.block_of_word = np.zeros(vocab_size, np.uint16)
-        if self.packed is not None:
-            ids = np.arange(vocab_size)
-            self.block_of_word[:] = backend.get().unpack_codes(self.packed, width, ids, 1)[:, 0]
-        if (self.block_of_word >= c).any():
-            raise ValueError(f"block {self.block_of_word.max()} of a word is not one of {c}")
-        self.counts = np.bincount(self.block_of_word, minlength=c)
-        self._index = ranks_within(self.block_of_word, self.counts)
-        right = [0 if r == dim else r * dim for r in self.ranks]
-        sizes = np.ravel([self.counts * self.ranks, right], order="F")
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        numbers = int(self._starts[-1])
-        expected = numbers if n_bits is None else -(-numbers * n_bits // 8)
-        if factors.shape != (expected,) or (n_bits is not None and factors.dtype != np.uint8):
-            raise ValueError(f"{self._parts()} do not make {vocab_size} x {dim} of ranks {self.ranks}")
+            raise self._refused()
 
-    def _parts(self) -> str:
-        return ", ".join(f"{k} {a.dtype} {a.shape}" for k, a in self.arrays().items())
+    def _refused(self) -> ValueError:
+        parts = ", ".join(f"{k} {a.dtype} {a.shape}" for k, a in self.arrays().items())
+        return ValueError(f"{parts} do not make {self.vocab_size} x {self.dim} of ranks {self.ranks}")
+
+    @cached_property
+    def block_of_word(self) -> NDArray[np.uint16]:
+        """Block of each word, (vocab_size,)."""
+        blocks = np.zeros(self.vocab_size, np.uint16)
+        if self.packed is not None:
+            if self._stored:
+                self._stored["blocks"].check()
+            width, ids = _width(len(self.ranks)), np.arange(self.vocab_size)
+            blocks[:] = backend.get().unpack_codes(self.packed, width, ids, 1)[:, 0]
+        if (blocks >= len(self.ranks)).any():
+            raise ValueError(f"block {blocks.max()} of a word is not one of {len(self.ranks)}")
+        return blocks
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Words of each block, (c,)."""
+        return np.bincount(self.block_of_word, minlength=len(self.ranks))
+
+    @cached_property
+    def _index(self) -> NDArray[np.int64]:
+        """How many words before each have its block, (vocab_size,)."""
+        return ranks_within(self.block_of_word, self.counts)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each factor starts, and where the last ends, (2 c + 1,)."""
+        right = [0 if r == self.dim else r * self.dim for r in self.ranks]
+        sizes = np.ravel([self.counts * self.ranks, right], order="F")
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        numbers = int(starts[-1])
+        if self.factors.shape != (numbers if self.n_bits is None else -(-numbers * self.n_bits // 8),):
+            raise self._refused()
+        return starts
 
     @classmethod
     def from_factors(
@@ -157,6 +179,7 @@ class BlockTable(Compressed):
 
         A dense block has its rows (n_p, dim) and None.
         """
+        self.check()
         return self._left(p, self.kernels.xp.arange(self.counts[p])), self._rights[p]
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
@@ -193,6 +216,20 @@ class BlockTable(Compressed):
         """Mean over words of what each block has."""
         shares = np.bincount(self.block_of_word, weights, len(self.ranks))
         return float(np.average(each, weights=shares))
+
+    def _check(self, ids: Integers) -> None:
+        if self.scales is not None:
+            self._stored["scales"].check()
+        numbers = self._stored["factors"]
+        if numbers.done:
+            return
+        block_of, ranks = self.block_of_word[ids].astype(np.int64), np.array(self.ranks)
+        row = self._starts[2 * block_of] + self._index[ids] * ranks[block_of]
+        rights = 2 * np.unique(block_of) + 1  # all of a right, of a dense block nothing
+        rights = rights[self._starts[rights] < self._starts[rights + 1]]
+        first, last = np.r_[row, self._starts[rights]], np.r_[row + ranks[block_of], self._starts[rights + 1]]
+        bits = self.n_bits or 8 * self.factors.itemsize
+        numbers.check_spans(first * bits // 8, (last * bits + 7) // 8)
 
     def _decoded(self, p: int, side: int, positions: Integers) -> Array:
         """Numbers that codes of a factor, left 0 or right 1, stand for."""

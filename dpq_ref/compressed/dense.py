@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpq_ref.compressed.base import Compressed, as_stored
+from dpq_ref.compressed.base import Compressed
+from dpq_ref.compressed.files import as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 FORMATS = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -53,6 +54,9 @@ class DenseTable(Compressed):
     def bytes_per_lookup(self, weights: Array | None = None) -> float:
         """One row."""
         return float(self.dim * self.values.itemsize)
+
+    def _check(self, ids: Integers) -> None:
+        self._stored["values"].check_rows(ids, 8 * self.dim * self.values.itemsize)
 
     def _rows(self, ids: Integers) -> Array:
         rows = self.values[ids]

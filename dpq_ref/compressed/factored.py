@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref.backend import to_numpy
-from dpq_ref.compressed.base import KINDS, Compressed, as_stored
+from dpq_ref.compressed.base import KINDS, Compressed
 from dpq_ref.compressed.dense import DenseTable
+from dpq_ref.compressed.files import StoredArray, as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 
@@ -85,6 +86,18 @@ class FactoredTable(Compressed):
             return KINDS[own.pop("kind")].from_stored(parts, own)
 
         return cls(side("left"), side("right"), **arrays, **rest)
+
+    def _attach(self, stored: dict[str, StoredArray]) -> None:
+        super()._attach(stored)
+        for side, table in (("left.", self.left), ("right.", self.right)):
+            mine = (name for name in stored if name.startswith(side))
+            table._attach({name.removeprefix(side): stored[name] for name in mine})
+
+    def _check(self, ids: Integers) -> None:
+        for name in self._vectors:  # the right is checked where it is reconstructed
+            self._stored[name].check()
+        if self.left._stored:
+            self.left._check(ids)
 
     def bits(self) -> dict[str, int]:
         """Those of the left, and all of the right as "basis"; an "offset" and a "bound" if there are any."""

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
-from dpq_ref.compressed.base import Compressed, as_stored
+from dpq_ref.compressed.base import Compressed
+from dpq_ref.compressed.files import as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 
@@ -96,6 +97,7 @@ class ProductTable(Compressed):
     @property
     def codes(self) -> Integers:
         """Unpacked codes, (vocab_size, D) int32, on the host."""
+        self.check()
         return backend.to_numpy(self._codes(self.kernels.xp.arange(self.vocab_size)))
 
     def arrays(self) -> dict[str, np.ndarray]:  # noqa: D102
@@ -117,6 +119,10 @@ class ProductTable(Compressed):
         """Codes of a row and the values that they pick."""
         picked = self.dim * (self.n_groups if self.additive else 1)
         return self.n_groups * self.n_bits / 8 + picked * self.values.itemsize
+
+    def _check(self, ids: Integers) -> None:
+        self._stored["values"].check()
+        self._stored["codes"].check_rows(ids, self.n_groups * self.n_bits)
 
     @property
     def _entries_per_row(self) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
-from dpq_ref.compressed.base import Compressed, as_stored
+from dpq_ref.compressed.base import Compressed
+from dpq_ref.compressed.files import as_stored
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 
@@ -93,6 +94,7 @@ class ScalarTable(Compressed):
     @property
     def codes(self) -> Integers:
         """Unpacked codes, (vocab_size, dim) int32, on the host."""
+        self.check()
         return backend.to_numpy(self._codes(self.kernels.xp.arange(self.vocab_size)))
 
     def hamming(self, ids: Any, others: Any = None) -> NDArray[np.int32]:
@@ -151,6 +153,7 @@ class ScalarTable(Compressed):
     @cached_property
     def _words(self) -> NDArray[np.uint64]:
         """Signs of each row in 64-bit words, the last filled up with 0, (vocab_size, ceil(dim / 64))."""
+        self.check()
         words = np.empty((self.vocab_size, -(-self.dim // 64)), np.uint64)
         step = max(1, BLOCK // self.dim)
         for start in range(0, self.vocab_size, step):
@@ -180,6 +183,15 @@ class ScalarTable(Compressed):
         levels = 4 << self.n_bits if self.levels is not None or self._one_scale else 0
         scales = 0 if self.scales is None or self._one_scale else 4 * self.scales.shape[1]
         return self.dim * self.n_bits / 8 + levels + scales
+
+    def _check(self, ids: Integers) -> None:
+        self._stored["codes"].check_rows(ids, self.dim * self.n_bits)
+        if self.levels is not None:
+            self._stored["levels"].check()
+        if self.scales is not None and len(self.scales) == self.vocab_size:
+            self._stored["scales"].check_rows(ids, 32 * self.scales.shape[1])
+        elif self.scales is not None:
+            self._stored["scales"].check()
 
     @property
     def _one_scale(self) -> bool:

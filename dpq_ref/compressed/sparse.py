@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
-from dpq_ref.compressed.base import Compressed, as_stored
+from dpq_ref.compressed.base import Compressed
+from dpq_ref.compressed.files import as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 
@@ -19,7 +20,7 @@ class SparseTable(Compressed):
     """Rows of zeros but for some entries, numbers or codes into a codebook.
 
     Where they are is stored as a bitmap, or as the column of each entry and how many there are in each row:
-    whichever is smaller. Loading sums up the latter into pointers, and decodes Huffman codes, once.
+    whichever is smaller. The first look-up sums up the latter into pointers, and decodes Huffman codes, once.
 
     Parameters
     ----------
@@ -162,8 +163,8 @@ class SparseTable(Compressed):
     def bytes_per_lookup(self, weights: Array | None = None) -> float:
         """Codes or values of a row's entries, their places, and of the codebook what they pick.
 
-        Huffman codes cannot be read from the middle: theirs are the codes of ceil(log2 K) bits that loading
-        makes of them.
+        Huffman codes cannot be read from the middle: theirs are the codes of ceil(log2 K) bits that the first
+        look-up makes of them.
         """
         if self.vocab_size == 0:
             return 0.0
@@ -187,6 +188,7 @@ class SparseTable(Compressed):
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         """Where the entries of each row start, and where the last end, (vocab_size + 1,)."""
+        self._check_arrays()  # all are read here or after this
         if "bitmap" in self._arrays:
             counts = self._kept.sum(axis=1)
         else:

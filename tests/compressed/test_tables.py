@@ -16,6 +16,7 @@ from dpq_ref.compressed import (
     ProductTable,
     ScalarTable,
     base,
+    files,
     load,
     to_bfloat16,
     uniform_levels,
@@ -432,11 +433,13 @@ def test_a_file_comes_back_the_same(tmp_path, make):
 
 
 @tables
-def test_a_mapped_file_is_the_same_table(tmp_path, make):
+@pytest.mark.parametrize("at_once", [0, 1 << 24])
+def test_a_mapped_file_is_the_same_table(tmp_path, monkeypatch, make, at_once):
     table, path = make(), tmp_path / "table"
     table.words = [f"w{i}" for i in range(table.vocab_size)]
     table.save(path)
-    mapped = load(path, mapped=True)
+    monkeypatch.setattr(base, "AT_ONCE", at_once)
+    mapped = load(path)
     same(table, mapped)
     assert mapped.words == table.words
     np.testing.assert_array_equal(mapped.reconstruct(), table.reconstruct(), strict=True)
@@ -444,21 +447,24 @@ def test_a_mapped_file_is_the_same_table(tmp_path, make):
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_a_mapped_file_is_read_where_it_is_looked_up(tmp_path):
+def test_a_mapped_file_is_read_where_it_is_looked_up(tmp_path, monkeypatch):
     path = tmp_path / "table"
     DenseTable(np.ones((2, 3), np.float32)).save(path)
-    mapped = load(path, mapped=True)
+    monkeypatch.setattr(base, "AT_ONCE", 0)
+    mapped = load(path)
     with path.open("r+b") as file:
-        file.seek(-4, os.SEEK_END)
+        content = path.read_bytes()
+        file.seek(content.index(np.ones(6, np.float32).tobytes()) + 20)
         file.write(np.float32(5).tobytes())
-    assert mapped.lookup(1)[2] == 5
+    with pytest.raises(
+        ValueError, match="table is damaged: 'values' does not match its checksum from byte 0 on"
+    ):
+        mapped.lookup(1)
     with pytest.raises(ValueError, match="read-only"):
         mapped.values[0] = 7
-    with pytest.raises(ValueError, match="checksum"):
-        load(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged"):
-        load(path, mapped=True)
+        load(path)
 
 
 LAYOUTS = {
@@ -544,25 +550,26 @@ def test_no_file(tmp_path):
 
 
 def test_a_newer_format_and_an_unknown_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "FORMAT", 2)
+    monkeypatch.setattr(base, "FORMAT", 3)
     product().save(tmp_path / "newer")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="newer has format 2, kind 'product'; this version reads 1"):
+    with pytest.raises(ValueError, match="newer has format 3, kind 'product'; this version reads 2"):
         load(tmp_path / "newer")
     monkeypatch.setattr(ProductTable, "kind", "sum")
     product().save(tmp_path / "unknown")
     with pytest.raises(
-        ValueError, match="unknown has format 1, kind 'sum'; this version reads 1, .*'product'"
+        ValueError, match="unknown has format 2, kind 'sum'; this version reads 2, .*'product'"
     ):
         load(tmp_path / "unknown")
 
 
 def forge(path, table, arrays=None, **config):
-    """File with other arrays and configuration than the table has, and the right checksum."""
+    """File with other arrays and configuration than the table has, and the right checksums."""
     arrays, config = table.arrays() | (arrays or {}), table.config() | config
-    digest = base._digest(table.kind, config, arrays)
-    head = {"format": base.FORMAT, "kind": table.kind, "sha256": digest}
-    write(path, arrays, {"dpq_ref": json.dumps(head | config)})
+    sums = files.checksums(arrays)
+    head = {"format": base.FORMAT, "kind": table.kind}
+    head["crc32"] = base._header_sum(table.kind, config, arrays, sums)
+    write(path, arrays | {"checksums": sums}, {"dpq_ref": json.dumps(head | config)})
 
 
 @pytest.mark.parametrize(
@@ -630,7 +637,7 @@ def test_a_file_is_plain_safetensors(tmp_path):
     table = product()
     table.save(tmp_path / "table")
     with safe_open(tmp_path / "table", framework="numpy") as file:
-        assert set(file.keys()) == {"codes", "values"}
+        assert set(file.keys()) == {"codes", "values", "checksums"}
         np.testing.assert_array_equal(file.get_tensor("values"), table.values)
         config = json.loads(file.metadata()["dpq_ref"])
     assert config["kind"] == "product" and config["vocab_size"] == 37 and config["n_groups"] == 3
