@@ -45,7 +45,7 @@ format: $(VENV)/installed  ## format the code and mend what lint can mend
 	$(RUN) ruff check --fix .
 
 fuzz: $(VENV)/installed  ## damage files of all kinds for MINUTES=10, and see them refused or read as they are
-	$(VENV)/bin/python tests/fuzz.py --minutes $(MINUTES)
+	$(RUN) tests.fuzz --minutes $(MINUTES)
 
 oracle: $(ORACLE)/installed  ## compare with torch, faiss, nanopq and gensim, in an environment of its own
 	$(ORACLE)/bin/python -m pytest -m 'oracle and not slow'

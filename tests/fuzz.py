@@ -1,6 +1,6 @@
 """Damage files for some minutes: all readers and `load`, in turn, with the checks of test_damaged_files.
 
-Run as `make fuzz`, or `python tests/fuzz.py --minutes 1`. What is found ends it, cut down to its smallest.
+Run as `make fuzz`, or `python -m tests.fuzz --minutes 1`. What is found ends it, cut down to its smallest.
 """
 
 import tempfile
@@ -11,7 +11,8 @@ from itertools import cycle
 from pathlib import Path
 
 import click
-import test_damaged_files as tests
+
+from tests import test_damaged_files as tests
 
 BATCH = 200  # files of a kind before the next
 

@@ -8,10 +8,12 @@ import io
 import lzma
 import re
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,6 +383,14 @@ def damage_artefact(name, way, folder, examples):
 @pytest.mark.parametrize("name", TABLES)
 def test_damaged_artefacts(name, way, tmp_path):
     damage_artefact(name, way, tmp_path, 25)
+
+
+def test_the_program_that_goes_on_for_minutes():
+    command = [sys.executable, "-m", "tests.fuzz", "--minutes", "0.001", "--seed", "0"]
+    ended = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0 and "nothing found" in ended.stdout, ended.stderr
 
 
 @pytest.mark.slow

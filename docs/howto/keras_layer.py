@@ -15,7 +15,7 @@ class CompressedEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["dpq_ref"])
-            if (about["format"], about["kind"], about.get("additive")) != (1, "product", False):
+            if (about["format"], about["kind"], about.get("additive")) != (2, "product", False):
                 raise ValueError(f"{path} holds {about}; it takes a product table, not additive")
             packed, values = file.get_tensor("codes"), file.get_tensor("values")
         if values.ndim != 3:

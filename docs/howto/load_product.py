@@ -13,8 +13,8 @@ class ProductFile:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["dpq_ref"])
             kind = about["format"], about["kind"]
-            if kind != (1, "product"):
-                raise ValueError(f"{path} holds format and kind {kind}; it takes (1, 'product')")
+            if kind != (2, "product"):
+                raise ValueError(f"{path} holds format and kind {kind}; it takes (2, 'product')")
             self.codes, self.values = file.get_tensor("codes"), file.get_tensor("values")
         self.n, self.D = about["vocab_size"], about["n_groups"]
         self.additive = about["additive"]

@@ -15,10 +15,10 @@ class CompressedEmbedding(torch.nn.Module):
         super().__init__()
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["dpq_ref"])
-            names = [name for name in file.keys() if not name.startswith("words.")]
+            names = [name for name in file.keys() if not name.startswith(("words.", "checksums"))]
             arrays = {name.removeprefix("left."): file.get_tensor(name) for name in names}
         left = about.get("left", about)
-        if about["format"] != 1 or left["kind"] != "product" or set(arrays) - {*BUFFERS}:
+        if about["format"] != 2 or left["kind"] != "product" or set(arrays) - {*BUFFERS}:
             raise ValueError(f"{path} holds {about}; it takes a product table, or one and a basis")
         self.num_embeddings, self.n_groups = left["vocab_size"], left["n_groups"]
         self.additive = left["additive"]
