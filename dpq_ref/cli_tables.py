@@ -514,7 +514,8 @@ def evaluate(
     """Judge a compressed FILE by the TABLE that it stands for.
 
     Errors, neighbours kept, spectra; with --sets word similarity and analogies, before and after; and the
-    words whose vectors have changed most, by error relative to their length.
+    words whose vectors have changed most, by error relative to their length. Where TABLE has no words, they
+    are those of FILE.
 
     From 1 GiB on the decoded rows go through a file beside FILE, as large as the table, which is removed at
     the end. With --cluster the workers measure errors and cosines; all numbers are the same, bit by bit.

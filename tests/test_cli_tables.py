@@ -189,6 +189,15 @@ def test_evaluate(folder, made):
     assert "(5, 8)" in run("evaluate", made, folder / "other.txt", code=1)
 
 
+def test_a_table_without_words_has_those_of_its_compressed_file(folder, made):
+    np.save(folder / "t.npy", VECTORS)
+    for more in ((), ("--frequencies", folder / "f.txt")):
+        named, plain = (
+            run("evaluate", made, folder / f"t.{kind}", *more, "--json") for kind in ("txt", "npy")
+        )
+        assert named == plain and '"word": "w' in plain
+
+
 def test_convert_and_verify(folder, made):
     run("convert", made, folder / "back.bin")
     words, vectors, _ = read_table(folder / "back.bin")
