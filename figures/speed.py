@@ -120,11 +120,11 @@ def rates(runs: int = 15) -> tuple[float, float]:
 
 
 def measure(
-    name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any], small: Work | None = None
+    name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any], mb: dict[str, float]
 ) -> list[Row]:
-    """Rows of a work, with the goals of its entry in the grid: one for each peer, or one alone.
+    """Rows of a work, with the goals of its entry in the grid and megabytes of its sides, where known.
 
-    With `small`, the same work on little data, the peak memory of each side, too.
+    There is one row for each peer, or one alone.
     """
     with threads_of_all(threads):
         seconds = in_turn(work.sides, runs)
@@ -135,10 +135,9 @@ def measure(
     ours, ours_cpu = np.median(seconds["ours"], axis=1).tolist()
     own = {"name": name, "shape": work.shape, "threads": threads, "runs": runs}
     own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu, "ours_goal_ms": entry.get("goal_ms")}
+    own["ours_mb"] = mb.get("ours")
     if floor:
         own |= {"floor_ms": 1e3 * floor, "over_floor": ours / floor, "floor_goal": entry.get("floor_goal")}
-    mb = {side: peak(small.sides[side], call, threads) / 1e6 for side, call in work.sides.items() if small}
-    own["ours_mb"] = mb.get("ours")
     return [
         own
         | {
@@ -151,6 +150,11 @@ def measure(
         }
         for peer in work.peers
     ] or [own]
+
+
+def megabytes(small: Work, work: Work, threads: int) -> dict[str, float]:
+    """Peak memory of each side of a work, once it has done a small one."""
+    return {side: peak(small.sides[side], call, threads) / 1e6 for side, call in work.sides.items()}
 
 
 def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
@@ -173,12 +177,17 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     for entry in tomllib.loads(grid.read_text(encoding="utf8"))["work"]:
         parameters = {k: v for k, v in entry.items() if k not in OWN}
         for name, cell in cells([parameters]):
-            make = getattr(workloads, name)
-            work, small = make(**cell), make(**cell | entry["memory"]) if "memory" in entry else None
+            make, counts = getattr(workloads, name), entry.get("threads", [1])
+            work, memory = make(**cell), {}
+            if "memory" in entry:  # before all calls: what one keeps for the next counts
+                small = make(**cell | entry["memory"])
+                memory = {threads: megabytes(small, work, threads) for threads in counts}
             work.agree()
-            for threads in entry.get("threads", [1]):
+            for threads in counts:
                 at_most = min(runs, entry.get("runs", runs))
-                rows = measure(name, work, threads=threads, runs=at_most, entry=entry, small=small)
+                rows = measure(
+                    name, work, threads=threads, runs=at_most, entry=entry, mb=memory.get(threads, {})
+                )
                 for row in rows:
                     on_row(row)
                 found += rows
