@@ -2,7 +2,7 @@
 
 `python -m figures.large` makes a table of 400,000 x 300, compresses it by each method in a process of its
 own, and draws what came out; `--rows 4000000` does the same with one of 4.8 GB. A run that has its record in
-the output is not repeated. Memory is the largest anonymous resident memory (RssAnon of Linux, read fifty
+the output is not repeated. Memory is the largest anonymous resident memory (`figures.memory`, read fifty
 times a second): what the process has made itself, all arrays, libraries and buffers. Pages of the table are
 not in it: they belong to the file, and the system takes them back when it needs room.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
+from figures.memory import anonymous
 from figures.style import RC, save_figure
 
 DIM = 300
@@ -69,15 +70,6 @@ def compress(table: Path, output: Path, arguments: list[str]) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     seconds = time.perf_counter() - start
     return json.loads(said) | {"seconds": round(seconds, 1), "anonymous_bytes": peak}
-
-
-def anonymous(pid: int) -> int:
-    """Bytes of anonymous resident memory of a process; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 def draw(folder: Path) -> list[Path]:

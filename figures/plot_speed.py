@@ -1,4 +1,4 @@
-"""Figures of speed.csv: ratios to peers, times over the floor; a point a size and number of threads."""
+"""Figures of speed.csv: ratios to peers, times over the floor, memory; a point a size and thread count."""
 
 import csv
 from collections import defaultdict
@@ -9,12 +9,13 @@ from typing import Any
 import click
 import numpy as np
 
-from figures.style import RC, save_figure
+from figures.style import PAGE, RC, save_figure
 
 Row = dict[str, str]
 Point = tuple[float, float | None, str]  # value, goal, threads
 LABELS = {"1": "1 thread", "2": "2 threads"}
 COLOURS = {"1": "#0072B2", "2": "#D55E00"}
+LEAST_MB = 0.1  # that is told from nothing
 
 
 def draw(table: Path, output: Path) -> list[Path]:
@@ -47,6 +48,7 @@ def draw(table: Path, output: Path) -> list[Path]:
             rows, "over_floor", "floor_goal", lambda r: r["name"].replace("_", " "),
             "our time over the floor, lower is better", output / "floors", np.greater,
         )  # fmt: skip
+        written += _memory([row for row in rows if row.get("peer_mb")], output / "memory")
     return written
 
 
@@ -104,6 +106,63 @@ def _strips(
     axes.set_xlabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return save_figure(figure, stem, shown)
+
+
+def _memory(rows: list[Row], stem: Path) -> list[Path]:
+    """Under a heading a work, a line a peer: the ratio of times, and beside it the memory of both sides."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if not rows:
+        return []
+    works: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        works[row["name"].replace("_", " "), row["shape"]][row["peer"]].append(row)
+    threads = sorted({row["threads"] for row in rows})
+    n_lines = sum(1 + len(peers) for peers in works.values())
+    figure, panels = pyplot.subplots(
+        1, 2, figsize=(PAGE, 0.9 + 0.2 * n_lines), sharey=True, layout="constrained"
+    )
+    times, memory = panels
+    at: dict[int, str] = {}
+    top = 0
+    for (name, shape), peers in works.items():
+        times.text(
+            0.01, top + 0.1, f"{name}: {shape}", transform=times.get_yaxis_transform(), va="center",
+            fontsize=7.5, in_layout=False, bbox={"color": "white", "pad": 0.5},
+        )  # fmt: skip
+        for y, (peer, of_peer) in enumerate(peers.items(), top + 1):
+            at[y] = peer
+            for row in of_peer:
+                height = y + 0.22 * (threads.index(row["threads"]) - (len(threads) - 1) / 2)
+                style: Any = {"color": COLOURS.get(row["threads"]), "ms": 4, "mew": 0.8}
+                ours, theirs = (max(float(row[side]), LEAST_MB) for side in ("ours_mb", "peer_mb"))
+                times.plot(float(row["ratio"]), height, "o", **style)
+                memory.plot([ours, theirs], [height, height], color=style["color"], lw=0.8)
+                memory.plot(theirs, height, "o", mfc="white", **style)
+                memory.plot(ours, height, "o", **style)
+        top += 1 + len(peers)
+    for axes, label in (
+        (times, "time of the peer over ours,\nhigher is better"),
+        (memory, "peak memory of the call, MB,\nlower is better"),
+    ):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if axes is times else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label)
+        axes.grid(axis="y", visible=False)
+    times.axvline(1, color="black", ls="--", lw=0.8)
+    times.xaxis.set_major_formatter("{x:g}")
+    memory.xaxis.set_major_formatter(lambda x, _: f"{x:,g}" if x > LEAST_MB else f"≤ {x:g}")
+    times.set_yticks([*at], [*at.values()])
+    times.set_ylim(n_lines - 0.5, -0.5)
+    for count in threads:
+        times.plot([], [], "s", ms=4, color=COLOURS.get(count), label=LABELS.get(count, f"{count} threads"))
+    for fill, label in (("0.4", "memory of ours"), ("white", "memory of the peer")):
+        times.plot([], [], "o", ms=4, mew=0.8, color="0.4", mfc=fill, label=label)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    columns = ("name", "shape", "threads", "peer", "ratio", "ours_mb", "peer_mb")
+    return save_figure(figure, stem, [{column: row[column] for column in columns} for row in rows])
 
 
 @click.command()

@@ -3,7 +3,7 @@
 The grid (TOML) lists works of `figures.workloads` with their parameters and goals. For each there is one row
 a peer and number of threads: medians of wall and processor time, the median of the ratios of neighbouring
 runs, and the floor: operations over the rate of a large matrix product, or bytes over that of a copy,
-whichever takes longer.
+whichever takes longer. Where an entry asks for it, the peak memory of each side, in a process of its own.
 """
 
 import csv
@@ -24,6 +24,7 @@ import numpy as np
 
 from dpq_ref.compressed import write_atomically
 from dpq_ref.environment import environment
+from figures.memory import peak
 from figures.style import to_csv
 from figures.sweep import cells
 
@@ -33,9 +34,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 GRID = Path(__file__).parent / "grids" / "speed.toml"
 COLUMNS = (
     "name", "shape", "threads", "peer", "ours_ms", "ours_goal_ms", "peer_ms", "ratio", "goal", "floor_ms",
-    "over_floor", "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs",
+    "over_floor", "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs", "ours_mb", "peer_mb",
 )  # fmt: skip
-OWN = ("threads", "runs", "goals", "goal_ms", "floor_goal")  # of an entry of the grid, not of the work
+OWN = (
+    "threads",
+    "runs",
+    "goals",
+    "goal_ms",
+    "floor_goal",
+    "memory",
+)  # of an entry of the grid, not of the work
 FEW = 3  # runs of what is long; it is warm enough once it has been seen to agree
 
 Row = dict[str, Any]
@@ -66,6 +74,11 @@ class Work:
     operations: float = 0.0
     traffic: float = 0.0
 
+    @property
+    def sides(self) -> dict[str, Call]:
+        """All calls by name, ours first."""
+        return {"ours": self.ours, **self.peers}
+
 
 def in_turn(calls: dict[str, Call], runs: int) -> dict[str, np.ndarray]:
     """Wall and processor seconds of each call, (2, runs), in turn so that a slow moment meets all."""
@@ -80,14 +93,11 @@ def in_turn(calls: dict[str, Call], runs: int) -> dict[str, np.ndarray]:
 
 @contextmanager
 def threads_of_all(n: int) -> Iterator[None]:
-    """Let Numba, BLAS and, where it is installed, torch use n threads."""
+    """Let Numba, BLAS, OpenMP and torch, of what is imported, use n threads."""
     import numba
     from threadpoolctl import threadpool_limits
 
-    try:
-        import torch
-    except ModuleNotFoundError:
-        torch = None
+    torch = sys.modules.get("torch")
     before = numba.get_num_threads()
     numba.set_num_threads(n)
     if torch:
@@ -109,10 +119,15 @@ def rates(runs: int = 15) -> tuple[float, float]:
     return 2 * 1024**3 / product, 2 * source.nbytes / copy
 
 
-def measure(name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any]) -> list[Row]:
-    """Rows of a work, with the goals of its entry in the grid: one for each peer, or one alone."""
+def measure(
+    name: str, work: Work, *, threads: int, runs: int, entry: dict[str, Any], mb: dict[str, float]
+) -> list[Row]:
+    """Rows of a work, with the goals of its entry in the grid and megabytes of its sides, where known.
+
+    There is one row for each peer, or one alone.
+    """
     with threads_of_all(threads):
-        seconds = in_turn({"ours": work.ours, **work.peers}, runs)
+        seconds = in_turn(work.sides, runs)
         floor = 0.0
         if work.operations or work.traffic:
             operations, copied = rates()
@@ -120,6 +135,7 @@ def measure(name: str, work: Work, *, threads: int, runs: int, entry: dict[str, 
     ours, ours_cpu = np.median(seconds["ours"], axis=1).tolist()
     own = {"name": name, "shape": work.shape, "threads": threads, "runs": runs}
     own |= {"ours_ms": 1e3 * ours, "ours_cpu_ms": 1e3 * ours_cpu, "ours_goal_ms": entry.get("goal_ms")}
+    own["ours_mb"] = mb.get("ours")
     if floor:
         own |= {"floor_ms": 1e3 * floor, "over_floor": ours / floor, "floor_goal": entry.get("floor_goal")}
     return [
@@ -130,9 +146,15 @@ def measure(name: str, work: Work, *, threads: int, runs: int, entry: dict[str, 
             "peer_cpu_ms": 1e3 * float(np.median(seconds[peer][1])),
             "ratio": float(np.median(seconds[peer][0] / seconds["ours"][0])),
             "goal": entry.get("goals", {}).get(peer),
+            "peer_mb": mb.get(peer),
         }
         for peer in work.peers
     ] or [own]
+
+
+def megabytes(small: Work, work: Work, threads: int) -> dict[str, float]:
+    """Peak memory of each side of a work, once it has done a small one."""
+    return {side: peak(small.sides[side], call, threads) / 1e6 for side, call in work.sides.items()}
 
 
 def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
@@ -143,7 +165,8 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     grid : path
         TOML: [[work]] with the name of a function of `figures.workloads` and its parameters, lists standing
         for each of their entries; `threads`; `goals`, the ratio to reach by peer; `goal_ms`, the time to
-        take at most; `floor_goal`, how many times the floor it may take; `runs`, at most.
+        take at most; `floor_goal`, how many times the floor it may take; `runs`, at most; `memory`, to
+        measure that, too: the parameters to change for a small work, which comes before (`figures.memory`).
     runs : int
     on_row : callable
         Called with each row.
@@ -154,11 +177,17 @@ def run(grid: Path, *, runs: int, on_row: Callable[[Row], None]) -> list[Row]:
     for entry in tomllib.loads(grid.read_text(encoding="utf8"))["work"]:
         parameters = {k: v for k, v in entry.items() if k not in OWN}
         for name, cell in cells([parameters]):
-            work = getattr(workloads, name)(**cell)
+            make, counts = getattr(workloads, name), entry.get("threads", [1])
+            work, memory = make(**cell), {}
+            if "memory" in entry:  # before all calls: what one keeps for the next counts
+                small = make(**cell | entry["memory"])
+                memory = {threads: megabytes(small, work, threads) for threads in counts}
             work.agree()
-            for threads in entry.get("threads", [1]):
+            for threads in counts:
                 at_most = min(runs, entry.get("runs", runs))
-                rows = measure(name, work, threads=threads, runs=at_most, entry=entry)
+                rows = measure(
+                    name, work, threads=threads, runs=at_most, entry=entry, mb=memory.get(threads, {})
+                )
                 for row in rows:
                     on_row(row)
                 found += rows
@@ -196,8 +225,12 @@ def main(grid: Path, runs: int, output: Path, against: Path | None) -> None:
     def tell(row: Row) -> None:
         peer = f"{row['ratio']:6.2f}x {row['peer']}" if "peer" in row else ""
         floor = f"{row['over_floor']:6.1f} x floor" if "over_floor" in row else ""
+        mb = " and ".join(
+            f"{row[side]:.1f} MB" for side in ("ours_mb", "peer_mb") if row.get(side) is not None
+        )
         click.echo(
-            f"{row['name']} {row['shape']}, {row['threads']} threads: {row['ours_ms']:.2f} ms {peer} {floor}"
+            f"{row['name']} {row['shape']}, {row['threads']} threads: "
+            f"{row['ours_ms']:.2f} ms {peer} {floor} {mb}"
         )
 
     rows = run(grid, runs=runs, on_row=tell)

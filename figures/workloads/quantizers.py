@@ -71,16 +71,20 @@ def product_codes(n: int, dim: int, n_groups: int, n_codes: int) -> Work:
     model = ProductQuantizer(n_groups, n_codes, max_iter=1, random_state=0).fit(X[: 32 * n_codes])
     faiss_books = _faiss_module().vector_to_array(quantizer.centroids).reshape(model.codebooks_.shape)
     model.codebooks_ = faiss_books
+    index = _faiss_module().IndexPQ(
+        dim, n_groups, _bits(n_codes)
+    )  # which, unlike a quantizer, can be pickled
+    index.pq, index.is_trained = quantizer, True
 
     def agree() -> None:
         codes = model.transform(X)
-        theirs = _unpacked(quantizer.compute_codes(X), n_groups, n_codes)
+        theirs = _unpacked(index.sa_encode(X), n_groups, n_codes)
         assert (codes == theirs).mean() > 0.999, f"{(codes != theirs).mean():.2%} of the codes differ"
 
     return Work(
         _shape(n, dim, n_groups, n_codes),
         lambda: model.transform(X),
-        {"faiss": lambda: quantizer.compute_codes(X)},
+        {"faiss": lambda: index.sa_encode(X)},
         agree,
         operations=2.0 * n * dim * n_codes,
     )

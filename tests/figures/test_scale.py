@@ -75,3 +75,16 @@ def test_speed_is_drawn(tmp_path):
     assert [(r["peer"], r["ratio"]) for r in ratios] == [("faiss", "2.5"), ("torch", "0.9"), ("faiss", "3")]
     floors = list(csv.DictReader((tmp_path / "floors.csv").open()))
     assert [(r["threads"], r["over_floor"]) for r in floors] == [("1", "4"), ("2", "5")]
+    assert not (tmp_path / "memory.csv").exists()
+
+
+def test_memory_is_drawn(tmp_path):
+    (tmp_path / "speed.csv").write_text(
+        "name,shape,threads,peer,ratio,goal,over_floor,floor_goal,ours_mb,peer_mb\n"
+        "text,700,1,pandas,2.5,,,,8,9\ntext,700,2,pandas,2,,,,8,0.0\nstart,help,1,,,,,,3,\nx,7,1,y,3,,,,,\n"
+    )
+    done = CliRunner().invoke(plot_speed.main, ["--results", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((tmp_path / "memory.csv").open()))
+    assert [(r["threads"], r["ours_mb"], r["peer_mb"]) for r in rows] == [("1", "8", "9"), ("2", "8", "0.0")]
+    assert (tmp_path / "memory.png").stat().st_size > 1000

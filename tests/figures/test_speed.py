@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 from functools import partial
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -108,6 +110,29 @@ def test_one_slow_moment_is_no_fall(tmp_path, monkeypatch):
     arguments = ["--grid", str(tmp_path / "grid.toml"), "--against", str(tmp_path / "before.csv")]
     done = CliRunner().invoke(speed.main, arguments)
     assert done.exit_code == 0 and len(calls) == 2, done.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_of_each_side_where_it_is_asked_for(tmp_path, monkeypatch):
+    def ones(n):
+        kept = []  # by the first call, for those to come
+
+        def ours():
+            if not kept:
+                kept.append(np.ones(n, np.uint8))
+
+        return speed.Work(f"{n}", ours, {"twice": lambda: np.ones(2 * n, np.uint8)}, ours)
+
+    monkeypatch.setattr(workloads, "ones", ones, raising=False)
+    work = '[[work]]\nname = "ones"\nn = 20_000_000\n'
+    (tmp_path / "grid.toml").write_text(f"{work}{work}memory = {{ n = 10 }}\n")
+    arguments = ["--grid", str(tmp_path / "grid.toml"), "--runs", "1", "--output", str(tmp_path)]
+    done = CliRunner().invoke(speed.main, arguments)
+    assert done.exit_code == 0, done.output
+    without, row = csv.DictReader((tmp_path / "speed.csv").open())
+    assert without["ours_mb"] == without["peer_mb"] == ""
+    assert float(row["ours_mb"]) == pytest.approx(20, abs=4)
+    assert float(row["peer_mb"]) == pytest.approx(40, abs=4)
 
 
 @pytest.mark.parametrize("of", ARGUMENTS)
