@@ -43,6 +43,8 @@ QUERIES = 256  # at a time
 FEW = 4  # queries below which NumPy's dot products are faster than kernels that share a row
 AT_ONCE = 1 << 24  # bytes of a file that `load` checks, milliseconds; of larger ones what is looked up
 SUMS = "checksums"  # array of a file
+ROWS = 1 << 16  # at most, of a block of a search: memory that is used again costs no page faults
+FIRST = 32  # values for each that is kept, from which a first bar for all values is found
 
 
 class Compressed(ABC):
@@ -445,10 +447,11 @@ class Compressed(ABC):
         best = np.zeros((len(queries), n), np.int64), np.full((len(queries), n), -np.inf, self.dtype)
         for some in self._query_blocks(len(queries)):
             products = self._products_with(self.kernels.xp.asarray(queries[some]))
-            for rows, ids in self._blocks(max(self._entries_per_product, some.stop - some.start)):
+            width = max(self._entries_per_product, some.stop - some.start, BLOCK // ROWS)
+            for rows, ids in self._blocks(width):
                 cosines = backends.to_numpy(products(ids)) / self._lengths[rows]
                 for i, row in enumerate(cosines, some.start):
-                    _keep_best(np.arange(rows.start, rows.stop), row, *(array[i] for array in best))
+                    _keep_best(rows.start, row, *(array[i] for array in best))
         best[1][:] = best[1] / np.where(lengths > 0, lengths, 1)
         return best
 
@@ -516,15 +519,16 @@ class Compressed(ABC):
         )
 
 
-def _keep_best(ids: Integers, values: Array, best_ids: Integers, best: Array) -> None:
-    """Let the best of some values, and their ids, into those found so far; ids come in rising order."""
+def _keep_best(start: int, values: Array, best_ids: Integers, best: Array) -> None:
+    """Let the best of the values of rows from `start` on, and their ids, into those found so far."""
     n = len(best)
     better = np.flatnonzero(values > best[-1])  # of equal ones the earlier stay
-    if len(better) > n:
-        least = np.partition(values[better], -n)[-n]
-        better = better[values[better] >= least]
+    for some in (FIRST * n, len(better)):  # the best of the first rule out most of the others
+        if len(better) > n:
+            least = np.partition(values[better[:some]], -n)[-n]
+            better = better[values[better] >= least]
     if len(better):
-        values, ids = np.r_[best, values[better]], np.r_[best_ids, ids[better]]
+        values, ids = np.r_[best, values[better]], np.r_[best_ids, start + better]
         order = np.argsort(-values, kind="stable")[:n]
         best[:], best_ids[:] = values[order], ids[order]
 

@@ -68,6 +68,20 @@ def test_rows_that_tie_come_in_the_order_of_their_ids(table, b, block, monkeypat
             np.testing.assert_array_equal(found, np.argsort(-expected, kind="stable")[:60])
 
 
+@pytest.mark.parametrize("rows", [1 << 16, 1000])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_the_best_of_many_rows_that_tie(rows, n, monkeypatch):
+    """What the first of them rule out, in each block, is worse than the best of all."""
+    monkeypatch.setattr(base, "ROWS", rows)
+    table = whole(n=5000)
+    table.packed[:2400] = 0  # 1600 rows of zeros first (4 codes of 3 bits), so that the best come late
+    query = table.lookup(3000)[None]
+    expected = np.round(brute_force(table, query[0]), 6)
+    ids, cosines = table.search(query, n)
+    np.testing.assert_array_equal(ids[0], np.argsort(-expected, kind="stable")[:n])
+    np.testing.assert_allclose(cosines[0], expected[ids[0]], atol=2e-6)
+
+
 def test_a_query_does_not_depend_on_those_beside_it():
     table = whole(D=6, s=2)
     queries = RNG.standard_normal((70, 12)).astype(np.float32)

@@ -680,6 +680,18 @@ def test_the_largest_packed_numbers(module, dtype):
             check(module, "sum_packed", (stream, n_bits, np.array([8, 0, 3, 3, 1]), 7, terms[:q]))
 
 
+@each_set
+@each_dtype
+@pytest.mark.parametrize("n_bits", [4, 8])
+@pytest.mark.parametrize("b", [255, 257, 262])
+def test_sums_of_more_rows_than_a_tile(module, dtype, n_bits, b):
+    rng = np.random.default_rng(b)
+    stream = reference.pack_codes(rng.integers(0, K, (N, D)), n_bits)
+    terms = rng.standard_normal((5, D, K)).astype(dtype)
+    for q in (1, 5):
+        check(module, "sum_packed", (stream, n_bits, rng.integers(0, N, b), D, terms[:q]))
+
+
 @pytest.mark.parametrize(
     ("module", "way"),
     [
