@@ -20,7 +20,7 @@ from dpq_ref import __version__
 
 DEFAULT = "product"
 SHORT = {"pq": "product", "opq": "optimized-product", "rq": "residual", "scalar": "uniform"}
-SLOW = {"compositional", "kd-codes", "dpq", "near-lossless"}  # trained by gradients: not among "best"
+SLOW = {"compositional", "kd-codes", "dpq", "near-lossless", "residual", "additive"}  # not among "best"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 WORST = 10  # words that `evaluate` shows
 LARGE = 1 << 30  # bytes of a table from which on `compress` learns from samples
@@ -141,7 +141,7 @@ class Parameter(click.ParamType):
     show_default=True,
     metavar="NAME",
     help=f"One of {', '.join(METHODS)}; in short {', '.join(SHORT)}; or best: that of the least error among "
-    f"all but {', '.join(sorted(SLOW))}.",
+    f"all but the slow ones, {', '.join(sorted(SLOW))}.",
 )
 @click.option("--ratio", type=float, help="Times smaller than 32 bits an entry.")
 @click.option("--bits", type=click.IntRange(1), help="Bits of the whole table.")
@@ -380,7 +380,6 @@ def _best(
             "--method best: it takes one of --ratio, --bits and --budget, and no parameter"
         )
     best, tried = None, []
-    judge = "relative_error" if weights is None else "weighted_relative_error"
     for method in METHODS:
         if method in SLOW:
             continue
@@ -391,13 +390,13 @@ def _best(
                 click.echo(f"{method:18} {error}", err=True)
             continue
         ratio = round(made.compression_ratio, 3)
-        tried.append(
-            {"method": method, "compression_ratio": ratio, "relative_error": report["relative_error"]}
-        )
+        judge = _judge(report)
+        errors = {name: error for name, error in report.items() if name.endswith("relative_error")}
+        tried.append({"method": method, "compression_ratio": ratio} | errors)
         if not quiet:
-            line = f"{ratio:8.1f} times smaller, relative error {report['relative_error']:.4f}"
+            line = f"{ratio:8.1f} times smaller, {judge.replace('_', ' ')} {report[judge]:.4f}"
             click.echo(f"{method:18} {line}, {report['fit_seconds']:.1f} s", err=True)
-        if best is None or report["relative_error"] < best[1]["relative_error"]:
+        if best is None or report[judge] < best[1][judge]:
             best = made, report
     if best is None:
         raise ValueError("no method meets the budget")
@@ -407,6 +406,11 @@ def _best(
             for other in tried
         )
     return best[0], best[1] | {"tried": tried}
+
+
+def _judge(report: dict[str, Any]) -> str:
+    """Name of the error that methods are compared by."""
+    return next(name for name in ("weighted_relative_error", "relative_error") if name in report)
 
 
 def _contents(table: Any, path: Path) -> dict[str, Any]:
@@ -440,9 +444,10 @@ def _say(report: dict[str, Any], as_json: bool) -> None:
             front = sorted(
                 (entry for entry in value if entry["pareto"]), key=lambda e: e["compression_ratio"]
             )
-            value = f"{len(value)} methods; on the Pareto front, times smaller and relative error:" + "".join(
-                f"\n{'':20} {e['method']:18} {e['compression_ratio']:6.1f} {e['relative_error']:8.4f}"
-                for e in front
+            judge = _judge(front[0])
+            what = f"times smaller and {judge.replace('_', ' ')}"
+            value = f"{len(value)} methods; on the Pareto front, {what}:" + "".join(
+                f"\n{'':20} {e['method']:18} {e['compression_ratio']:6.1f} {e[judge]:8.4f}" for e in front
             )
         elif isinstance(value, dict):
             parts = (f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items())

@@ -68,16 +68,18 @@ def test_frequencies_change_what_is_learnt(folder):
     assert errors[0]["relative_error"] != errors[1]["relative_error"]
 
 
-def test_best_is_the_least_error_of_all_tried(folder):
-    out = folder / "b.safetensors"
+@pytest.mark.parametrize("weighted", [False, True])
+def test_best_is_the_least_error_of_all_tried(folder, weighted):
+    out, judge = folder / "b.safetensors", "weighted_relative_error" if weighted else "relative_error"
     arguments = "compress", folder / "t.txt", "-o", out, "--method", "best", "--bits", 9000
+    arguments += ("--frequencies", "zipf") if weighted else ()
     report = json.loads(run(*arguments, "--json"))
     assert len(report["tried"]) > 5
-    assert report["relative_error"] == min(entry["relative_error"] for entry in report["tried"])
+    assert report[judge] == min(entry[judge] for entry in report["tried"])
     assert sum(load(out).bits().values()) <= 9000
     front = [entry for entry in report["tried"] if entry["pareto"]]
     assert report["method"] in [entry["method"] for entry in front]
-    assert "Pareto front" in run(*arguments)
+    assert f"Pareto front, times smaller and {judge.replace('_', ' ')}:" in run(*arguments)
     assert "takes one of" in run(*arguments, "--parameter", "rank=3", code=2)
 
 
