@@ -36,14 +36,8 @@ COLUMNS = (
     "name", "shape", "threads", "peer", "ours_ms", "ours_goal_ms", "peer_ms", "ratio", "goal", "floor_ms",
     "over_floor", "floor_goal", "ours_cpu_ms", "peer_cpu_ms", "runs", "ours_mb", "peer_mb",
 )  # fmt: skip
-OWN = (
-    "threads",
-    "runs",
-    "goals",
-    "goal_ms",
-    "floor_goal",
-    "memory",
-)  # of an entry of the grid, not of the work
+# Keys of an entry of the grid that are not parameters of the work.
+OWN = ("threads", "runs", "goals", "goal_ms", "floor_goal", "memory")
 FEW = 3  # runs of what is long; it is warm enough once it has been seen to agree
 
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from figures.workloads.linear import itq, low_rank
 from figures.workloads.lookup import lookup
 from figures.workloads.quantizers import product, product_codes, product_sampled, rotated_product
 from figures.workloads.reading import hamming, int8, text
-from figures.workloads.search import gather, search
+from figures.workloads.search import gather, open_file, search
 from figures.workloads.start import start
 from figures.workloads.training import classifier, language_model
 
@@ -23,6 +23,7 @@ __all__ = [
     "lookup",
     "low_rank",
     "moving_averages",
+    "open_file",
     "product",
     "product_codes",
     "product_sampled",

@@ -71,9 +71,7 @@ def product_codes(n: int, dim: int, n_groups: int, n_codes: int) -> Work:
     model = ProductQuantizer(n_groups, n_codes, max_iter=1, random_state=0).fit(X[: 32 * n_codes])
     faiss_books = _faiss_module().vector_to_array(quantizer.centroids).reshape(model.codebooks_.shape)
     model.codebooks_ = faiss_books
-    index = _faiss_module().IndexPQ(
-        dim, n_groups, _bits(n_codes)
-    )  # which, unlike a quantizer, can be pickled
+    index = _faiss_module().IndexPQ(dim, n_groups, _bits(n_codes))  # a quantizer alone cannot be pickled
     index.pq, index.is_trained = quantizer, True
 
     def agree() -> None:

@@ -1,9 +1,12 @@
-"""A large table in use: rows by id, and nearest rows, from codes; beside faiss and uncompressed tables."""
+"""A large table in use: a file opened, rows by id, nearest rows; beside faiss and uncompressed tables."""
+
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpq_ref import ProductTable
+from dpq_ref import ProductTable, load
 from figures.speed import Work
 
 BEST = 10
@@ -55,6 +58,42 @@ def gather(n: int, dim: int, n_groups: int, n_codes: int, ids: int) -> Work:
         f"{ids:,} of {n:,} x {dim}, D {n_groups}, K {n_codes}",
         lambda: table.lookup(some),
         {"NumPy, uncompressed": lambda: rows[some]},
+        agree,
+    )
+
+
+def open_file(n: int, dim: int, n_groups: int, n_codes: int) -> Work:
+    """Open a file of a table with words, and look up one."""
+    import gensim
+
+    from dpq_ref.faiss_index import _faiss, to_faiss
+
+    folder = tempfile.TemporaryDirectory()
+    ours, theirs, index = (Path(folder.name, name) for name in ("ours", "gensim", "faiss"))
+    table, word, row = _table(n, dim, n_groups, n_codes), f"word{n // 3}", n // 3
+    table.words = [f"word{i}" for i in range(n)]
+    table.save(ours)
+    full = gensim.models.KeyedVectors(dim)
+    full.add_vectors(table.words, table.reconstruct())
+    full.save(str(theirs))
+    _faiss().write_index(to_faiss(table), str(index))
+    expected = table[word]
+
+    def by_gensim() -> NDArray:
+        return gensim.models.KeyedVectors.load(str(theirs), mmap="r")[word]
+
+    def by_faiss() -> NDArray:
+        return _faiss().read_index(str(index)).reconstruct(row)
+
+    def agree() -> None:
+        assert folder.name  # held, or the files are gone
+        for found in (load(ours)[word], by_gensim(), by_faiss()):
+            np.testing.assert_array_equal(found, expected)
+
+    return Work(
+        f"one word of {n:,} x {dim}, D {n_groups}, K {n_codes}",
+        lambda: load(ours)[word],
+        {"gensim, uncompressed, mapped": by_gensim, "faiss, by row": by_faiss},
         agree,
     )
 
