@@ -130,11 +130,10 @@ class Compressed(ABC):
         array([[0., 1.]])
         """
         self.check()
+        kernels = backends.get(backend)
+        moved = {name: _moved(getattr(self, name), kernels) for name in self.read}
         table = object.__new__(type(self))
-        table.__dict__.update(self.__dict__)
-        table._backend = backends.get(backend)
-        for name in self.read:
-            setattr(table, name, _moved(getattr(self, name), table._backend))
+        table.__dict__.update(self.__dict__ | moved, _backend=kernels)
         return table
 
     @abstractmethod
@@ -176,19 +175,17 @@ class Compressed(ABC):
         if self._stored_words is not None:
             for part in self._stored_words.parts:
                 part.check()
-        self._check_arrays()
+        for part in self._stored.values():
+            part.check()
         self._stored = {}
 
     def _attach(self, stored: dict[str, StoredArray]) -> None:
         """Take arrays by name, of which no byte is checked yet."""
         self._stored = stored
 
-    def _check(self, ids: Integers) -> None:
-        """Check what rows of valid ids (b,) read, where `_stored` has it. By default that is all."""
-        self._check_arrays()
-
-    def _check_arrays(self) -> None:
-        for part in self._stored.values():
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
+        """Check what rows of valid ids (b,) read of arrays of a file. By default that is all."""
+        for part in stored.values():
             part.check()
 
     def lookup(self, ids: Any, out: Array | None = None) -> Array:
@@ -214,8 +211,8 @@ class Compressed(ABC):
         ids = checks.as_ids(ids, self.vocab_size)
         if type(ids) is not np.ndarray and backends.on_device(ids) and self.kernels.xp is np:
             raise TypeError("ids are on a device, and the table is not: table.on('cupy') is")
-        if self._stored:
-            self._check(ids.ravel())
+        if stored := self._stored:  # taken once: another thread may find that all is checked
+            self._check(stored, ids.ravel())
         if self._backend is not None:
             ids = self._backend.xp.asarray(ids)
         shape = (*ids.shape, self.dim)
@@ -293,8 +290,8 @@ class Compressed(ABC):
         for start in range(0, self.vocab_size, step):
             stop = min(start + step, self.vocab_size)
             ids = self.kernels.xp.arange(start, stop)
-            if self._stored:
-                self._check(ids)
+            if stored := self._stored:
+                self._check(stored, ids)
             yield slice(start, stop), ids
 
     def _query_blocks(self, n: int) -> list[slice]:

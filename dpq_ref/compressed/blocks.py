@@ -1,6 +1,6 @@
 """Words in blocks, each block with factors of its own: GroupReduce (P. Chen et al., NeurIPS 2018)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
 from dpq_ref.compressed.base import Compressed
-from dpq_ref.compressed.files import as_stored
+from dpq_ref.compressed.files import StoredArray, as_stored
 from dpq_ref.compressed.scalar import uniform_levels
 from dpq_ref.kernels.reference import Array, Integers
 
@@ -91,8 +91,8 @@ class BlockTable(Compressed):
         """Block of each word, (vocab_size,)."""
         blocks = np.zeros(self.vocab_size, np.uint16)
         if self.packed is not None:
-            if self._stored:
-                self._stored["blocks"].check()
+            if stored := self._stored:
+                stored["blocks"].check()
             width, ids = _width(len(self.ranks)), np.arange(self.vocab_size)
             blocks[:] = backend.get().unpack_codes(self.packed, width, ids, 1)[:, 0]
         if (blocks >= len(self.ranks)).any():
@@ -217,10 +217,10 @@ class BlockTable(Compressed):
         shares = np.bincount(self.block_of_word, weights, len(self.ranks))
         return float(np.average(each, weights=shares))
 
-    def _check(self, ids: Integers) -> None:
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
         if self.scales is not None:
-            self._stored["scales"].check()
-        numbers = self._stored["factors"]
+            stored["scales"].check()
+        numbers = stored["factors"]
         if numbers.done:
             return
         block_of, ranks = self.block_of_word[ids].astype(np.int64), np.array(self.ranks)

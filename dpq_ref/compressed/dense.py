@@ -1,12 +1,13 @@
 """A table as it is, in 32 bits an entry or in fewer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpq_ref.compressed.base import Compressed
-from dpq_ref.compressed.files import as_stored
+from dpq_ref.compressed.files import StoredArray, as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 FORMATS = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -55,8 +56,8 @@ class DenseTable(Compressed):
         """One row."""
         return float(self.dim * self.values.itemsize)
 
-    def _check(self, ids: Integers) -> None:
-        self._stored["values"].check_rows(ids, 8 * self.dim * self.values.itemsize)
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
+        stored["values"].check_rows(ids, 8 * self.dim * self.values.itemsize)
 
     def _rows(self, ids: Integers) -> Array:
         rows = self.values[ids]

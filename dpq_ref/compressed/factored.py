@@ -1,6 +1,6 @@
 """A row is a combination of directions: low rank, rotations, linear decoders of codes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -93,11 +93,11 @@ class FactoredTable(Compressed):
             mine = (name for name in stored if name.startswith(side))
             table._attach({name.removeprefix(side): stored[name] for name in mine})
 
-    def _check(self, ids: Integers) -> None:
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
         for name in self._vectors:  # the right is checked where it is reconstructed
-            self._stored[name].check()
-        if self.left._stored:
-            self.left._check(ids)
+            stored[name].check()
+        if left := self.left._stored:
+            self.left._check(left, ids)
 
     def bits(self) -> dict[str, int]:
         """Those of the left, and all of the right as "basis"; an "offset" and a "bound" if there are any."""

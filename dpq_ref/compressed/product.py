@@ -1,6 +1,6 @@
 """Codes into values: what DPQ, product quantization and additive codes store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
 from dpq_ref.compressed.base import Compressed
-from dpq_ref.compressed.files import as_stored
+from dpq_ref.compressed.files import StoredArray, as_stored
 from dpq_ref.kernels.reference import Array, Integers
 
 
@@ -120,9 +120,9 @@ class ProductTable(Compressed):
         picked = self.dim * (self.n_groups if self.additive else 1)
         return self.n_groups * self.n_bits / 8 + picked * self.values.itemsize
 
-    def _check(self, ids: Integers) -> None:
-        self._stored["values"].check()
-        self._stored["codes"].check_rows(ids, self.n_groups * self.n_bits)
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
+        stored["values"].check()
+        stored["codes"].check_rows(ids, self.n_groups * self.n_bits)
 
     @property
     def _entries_per_row(self) -> int:

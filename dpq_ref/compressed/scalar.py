@@ -1,5 +1,6 @@
 """Every entry by itself on one of 2**b levels."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from dpq_ref import backend, checks
 from dpq_ref.compressed.base import Compressed
-from dpq_ref.compressed.files import as_stored
+from dpq_ref.compressed.files import StoredArray, as_stored
 from dpq_ref.kernels.reference import BLOCK, Array, Integers
 
 
@@ -184,14 +185,14 @@ class ScalarTable(Compressed):
         scales = 0 if self.scales is None or self._one_scale else 4 * self.scales.shape[1]
         return self.dim * self.n_bits / 8 + levels + scales
 
-    def _check(self, ids: Integers) -> None:
-        self._stored["codes"].check_rows(ids, self.dim * self.n_bits)
+    def _check(self, stored: Mapping[str, StoredArray], ids: Integers) -> None:
+        stored["codes"].check_rows(ids, self.dim * self.n_bits)
         if self.levels is not None:
-            self._stored["levels"].check()
+            stored["levels"].check()
         if self.scales is not None and len(self.scales) == self.vocab_size:
-            self._stored["scales"].check_rows(ids, 32 * self.scales.shape[1])
+            stored["scales"].check_rows(ids, 32 * self.scales.shape[1])
         elif self.scales is not None:
-            self._stored["scales"].check()
+            stored["scales"].check()
 
     @property
     def _one_scale(self) -> bool:

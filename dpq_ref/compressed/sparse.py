@@ -188,7 +188,8 @@ class SparseTable(Compressed):
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         """Where the entries of each row start, and where the last end, (vocab_size + 1,)."""
-        self._check_arrays()  # all are read here or after this
+        for part in self._stored.values():  # all are read here or after this
+            part.check()
         if "bitmap" in self._arrays:
             counts = self._kept.sum(axis=1)
         else:

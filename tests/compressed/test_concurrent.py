@@ -80,7 +80,9 @@ def test_threads_on_one_mapped_table(saved, switching, monkeypatch):
         def look_up(seed, mapped=mapped, start=start):
             rng, found = np.random.default_rng(seed), []
             start.wait()
-            for _ in range(20):
+            for i in range(20):
+                if seed == 0 and i == 5:
+                    mapped.check()  # after which nothing is asked whether it was
                 word, row = mapped.words[seed], mapped[f"word {seed}"]
                 ids = rng.integers(0, N, rng.integers(0, 60))
                 found.append((ids, mapped.lookup(ids), row, word))
