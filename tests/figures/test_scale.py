@@ -50,15 +50,13 @@ def peak_of(call):
 
 
 def test_draws_what_it_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        scale, "SERIES", [("dpq-sx", "tokens", [16, 32, 64]), ("look-up", "tokens", [16, 32])]
-    )
+    sizes = [16, 32, 64]
+    monkeypatch.setattr(scale, "SERIES", [(work, "tokens", sizes) for work in ("dpq-sx", "look-up")])
     done = CliRunner().invoke(scale.main, ["--runs", "1", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     rows = list(csv.DictReader((tmp_path / "scale.csv").open()))
     assert [(r["work"], r["value"]) for r in rows] == [
-        *(("dpq-sx", n) for n in ("16", "32", "64")),
-        *(("look-up", n) for n in ("16", "32")),
+        (work, str(n)) for work in ("dpq-sx", "look-up") for n in sizes
     ]
     assert (tmp_path / "scale.png").stat().st_size > 1000
 
