@@ -97,7 +97,7 @@ def _vector_copy(least: int) -> Any:
     return copy
 
 
-copy_4, copy_8, copy_16 = _vector_copy(4), _vector_copy(8), _vector_copy(16)
+copy_1, copy_2, copy_4, copy_8, copy_16 = (_vector_copy(least) for least in (1, 2, 4, 8, 16))
 
 
 @_intrinsic
