@@ -84,22 +84,32 @@ def decode_packed(
     out: Array | None = None,
 ) -> Array:
     """As `reference.decode_packed`; no more than one row of codes at a time."""
-    loops.check_shape("ids", ids, ids.size)
-    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     _, K, s = values.shape
-    loops.check_book("values", values, n_groups, s)
-    out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
-    loops.check_shape("out", out, ids.size, n_groups * s)
-    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
     bits, D = int(n_bits), int(n_groups)
-    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
-        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    loops.check_book("values", values, D, s)
+    codes = _stream_and_ids(packed, bits, ids, D, K)
+    out = np.empty((ids.size, D * s), values.dtype) if out is None else out
+    loops.check_shape("out", out, ids.size, D * s)
     arrays = *codes, *loops.inputs(out.dtype, values), bits, D, out.reshape(-1)
     if out.size < SHARED:
         _decode_rows(*arrays)
     else:
         _decode_packed(*arrays, out.nbytes >= STREAMED and out.flags.aligned)
     return out
+
+
+def _stream_and_ids(
+    packed: NDArray[np.uint8], n_bits: int, ids: Integers, D: int, K: int
+) -> tuple[NDArray, NDArray]:
+    """As kernels take them, once ids are seen to be rows, and all their codes to be below K."""
+    loops.check_shape("ids", ids, ids.size)
+    (rows,) = loops.inputs(np.int64, ids)
+    if not loops.within(rows, n := packed.size * 8 // (n_bits * D)):
+        check_range("ids", ids, n)
+    (stream,) = loops.inputs(np.uint8, _at_least_a_word(packed))
+    if K < 1 << n_bits and (largest := _largest(stream, rows, n_bits, D)) >= K:
+        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    return stream, rows
 
 
 def _at_least_a_word(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -192,14 +202,10 @@ def _copy_long(to, start, source, at, n):
 
 def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
     """As `reference.sum_packed`; many queries share what is read of a row, as the lanes of a vector."""
-    loops.check_shape("ids", ids, ids.size)
-    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     q, _, K = terms.shape
-    loops.check_shape("terms", terms, q, n_groups, K)
-    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
     bits, D = int(n_bits), int(n_groups)
-    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
-        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    loops.check_shape("terms", terms, q, D, K)
+    codes = _stream_and_ids(packed, bits, ids, D, K)
     sums = np.empty((q, ids.size), terms.dtype)
     if q < SIDE_BY_SIDE:
         for query, out in zip(loops.inputs(terms.dtype, *terms), sums, strict=True):
