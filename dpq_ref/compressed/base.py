@@ -49,7 +49,7 @@ FIRST = 32  # values for each that is kept, from which a first bar for all value
 
 @cache
 def _default_kernels() -> Any:
-    return backends.get()  # asks the import system, which takes longer than some look-ups
+    return backends.get()  # which asks the import system each time
 
 
 class Compressed(ABC):
