@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpq_ref.backend import on_device, to_numpy
+from dpq_ref.backend import array_module, on_device, to_numpy
 from dpq_ref.kernels.reference import BLOCK
 from dpq_ref.progress import told
 
@@ -42,11 +42,10 @@ def as_ids(ids: Any, vocab_size: int, name: str = "ids") -> NDArray[np.integer]:
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if array.size:
-        bits = array.view(array.dtype.str.replace("i", "u"))  # a negative one is beyond all others
-        largest = int(bits.max()) if there else bits.item(bits.argmax())
-        if largest < min(vocab_size, 1 << (8 * array.itemsize - 1)):
-            return array
-        low, high = int(array.min()), int(array.max())
+        if there:
+            low, high = array_module(array).stack([array.min(), array.max()]).get().tolist()  # waits once
+        else:
+            low, high = array.item(array.argmin()), array.item(array.argmax())
         if low < 0 or high >= vocab_size:
             raise IndexError(f"{name} must lie in [0, {vocab_size}), got {low if low < 0 else high}")
     return array

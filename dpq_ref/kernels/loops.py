@@ -40,20 +40,22 @@ def inputs(dtype: DTypeLike, *arrays: NDArray) -> list[NDArray]:
         flags = array.flags
         if array.dtype != dtype or not (flags.c_contiguous and flags.aligned):
             array = np.require(array.astype(dtype, casting="same_kind", copy=False), requirements=["C", "A"])
-        view = array.view()
-        view.setflags(write=False)
-        views.append(view)
+        if array.flags.writeable:
+            array = array.view()
+            array.setflags(write=False)
+        views.append(array)
     return views
 
 
 def check_range(name: str, indices: NDArray, size: int) -> None:
     """As `reference.check_range`, in one pass over indices of one axis."""
-    if not _within(*inputs(np.int64, indices), int(size)):
+    if not within(*inputs(np.int64, indices), int(size)):
         reference.check_range(name, indices, size)
 
 
 @serial
-def _within(indices, size):
+def within(indices, size):
+    """Whether all indices of one axis lie in [0, size)."""
     least = most = 0
     for i in indices:
         least, most = min(least, i), max(most, i)
@@ -97,7 +99,7 @@ def _vector_copy(least: int) -> Any:
     return copy
 
 
-copy_4, copy_8, copy_16 = _vector_copy(4), _vector_copy(8), _vector_copy(16)
+copy_1, copy_2, copy_4, copy_8, copy_16 = (_vector_copy(least) for least in (1, 2, 4, 8, 16))
 
 
 @_intrinsic

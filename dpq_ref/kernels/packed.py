@@ -84,22 +84,32 @@ def decode_packed(
     out: Array | None = None,
 ) -> Array:
     """As `reference.decode_packed`; no more than one row of codes at a time."""
-    loops.check_shape("ids", ids, ids.size)
-    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     _, K, s = values.shape
-    loops.check_book("values", values, n_groups, s)
-    out = np.empty((ids.size, n_groups * s), values.dtype) if out is None else out
-    loops.check_shape("out", out, ids.size, n_groups * s)
-    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
     bits, D = int(n_bits), int(n_groups)
-    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
-        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    loops.check_book("values", values, D, s)
+    codes = _stream_and_ids(packed, bits, ids, D, K)
+    out = np.empty((ids.size, D * s), values.dtype) if out is None else out
+    loops.check_shape("out", out, ids.size, D * s)
     arrays = *codes, *loops.inputs(out.dtype, values), bits, D, out.reshape(-1)
     if out.size < SHARED:
         _decode_rows(*arrays)
     else:
         _decode_packed(*arrays, out.nbytes >= STREAMED and out.flags.aligned)
     return out
+
+
+def _stream_and_ids(
+    packed: NDArray[np.uint8], n_bits: int, ids: Integers, D: int, K: int
+) -> tuple[NDArray, NDArray]:
+    """As kernels take them, once ids are seen to be rows, and all their codes to be below K."""
+    loops.check_shape("ids", ids, ids.size)
+    (rows,) = loops.inputs(np.int64, ids)
+    if not loops.within(rows, n := packed.size * 8 // (n_bits * D)):
+        check_range("ids", ids, n)
+    (stream,) = loops.inputs(np.uint8, _at_least_a_word(packed))
+    if K < 1 << n_bits and (largest := _largest(stream, rows, n_bits, D)) >= K:
+        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    return stream, rows
 
 
 def _at_least_a_word(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -129,72 +139,73 @@ def _decode_packed(packed, ids, values, n_bits, D, out, streamed):
 
 
 @loops.serial
-def _decode_rows(packed, ids, values, n_bits, D, out):
-    books, K, s = values.shape
-    book, step = values.reshape(-1), K * s if books > 1 else 0
-    for i in range(ids.size):
-        loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
-        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, out, i * D * s)
-
-
-@loops.serial
 def _stream_rows(packed, ids, values, n_bits, D, out):
-    """Past the caches: a row is on its way to memory while the next one is decoded."""
-    books, K, s = values.shape
-    book, step = values.reshape(-1), K * s if books > 1 else 0
+    """Past the caches: what is decoded stays in them until it is sent to memory whole."""
     staged = np.empty(out.size, out.dtype)
-    head = done = loops.first_line(out)
-    for i in range(ids.size):
-        loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
-        _decode_row(packed, ids[i] * D * n_bits, n_bits, book, s, step, D, staged, i * D * s)
-        done = loops.stream(out, staged, done, i * D * s)
-    done = loops.stream(out, staged, done, out.size)
+    _decode_rows(packed, ids, values, n_bits, D, staged)
+    head = loops.first_line(out)
+    done = loops.stream(out, staged, head, out.size)
     out[:head] = staged[:head]
     out[done:] = staged[done:]
     loops.fence()
 
 
 @loops.serial
-def _decode_row(packed, bit, n_bits, book, s, step, D, out, to):
-    """Widths are told apart outside the loop over the groups: a code takes a few instructions."""
-    base, mask = 0, (1 << n_bits) - 1
+def _decode_rows(packed, ids, values, n_bits, D, out):
+    """Widths are told apart here, outside all loops: a code takes a few instructions."""
+    s = values.shape[2]
     if s > 32:
-        for _ in range(D):
-            at = base + s * _code(packed, bit, mask)
-            for c in range(0, s - 32, 32):
-                loops.copy_16(out, to + c, book, at + c, 32)
-            loops.copy_16(out, to + s - 32, book, at + s - 32, 32)
-            bit, base, to = bit + n_bits, base + step, to + s
+        _copy_rows(_copy_long, packed, ids, values, n_bits, D, out)
     elif s >= 16:
-        for _ in range(D):
-            loops.copy_16(out, to, book, base + s * _code(packed, bit, mask), s)
-            bit, base, to = bit + n_bits, base + step, to + s
+        _copy_rows(loops.copy_16, packed, ids, values, n_bits, D, out)
     elif s >= 8:
-        for _ in range(D):
-            loops.copy_8(out, to, book, base + s * _code(packed, bit, mask), s)
-            bit, base, to = bit + n_bits, base + step, to + s
+        _copy_rows(loops.copy_8, packed, ids, values, n_bits, D, out)
     elif s >= 4:
-        for _ in range(D):
-            loops.copy_4(out, to, book, base + s * _code(packed, bit, mask), s)
-            bit, base, to = bit + n_bits, base + step, to + s
+        _copy_rows(loops.copy_4, packed, ids, values, n_bits, D, out)
+    elif s >= 2:
+        _copy_rows(loops.copy_2, packed, ids, values, n_bits, D, out)
     else:
-        for _ in range(D):
-            at = base + s * _code(packed, bit, mask)
-            for c in range(s):
-                out[to + c] = book[at + c]
-            bit, base, to = bit + n_bits, base + step, to + s
+        _copy_rows(loops.copy_1, packed, ids, values, n_bits, D, out)
+
+
+@loops.inlined
+def _copy_rows(copy, packed, ids, values, n_bits, D, out):
+    books, K, s = values.shape
+    book, step = values.reshape(-1), K * s if books > 1 else 0
+    width = s & (1 << 48) - 1  # s; did the compiler know, it would multiply by it for each end of a copy
+    mask, per = (1 << n_bits) - 1, 56 // n_bits  # codes of a word, wherever in a byte they start
+    to = 0
+    for i in range(ids.size):
+        loops.prefetch(packed, ids[min(i + AHEAD, ids.size - 1)] * D * n_bits >> 3)
+        bit, base = ids[i] * D * n_bits, 0
+        if n_bits == 8:  # nothing to shift
+            byte = bit >> 3
+            for j in range(D):
+                copy(out, to, book, base + width * packed[np.uintp(byte + j)], s)
+                base, to = base + step, to + s
+        else:
+            left = D
+            while left > 0:  # a range with a step would divide
+                word = _word(packed, bit)
+                for _ in range(min(per, left)):
+                    copy(out, to, book, base + width * (word & mask), s)
+                    word, base, to = word >> n_bits, base + step, to + s
+                bit, left = bit + per * n_bits, left - per
+
+
+@loops.inlined
+def _copy_long(to, start, source, at, n):
+    for c in range(0, n - 32, 32):
+        loops.copy_16(to, start + c, source, at + c, 32)
+    loops.copy_16(to, start + n - 32, source, at + n - 32, 32)
 
 
 def sum_packed(packed: NDArray[np.uint8], n_bits: int, ids: Integers, n_groups: int, terms: Array) -> Array:
     """As `reference.sum_packed`; many queries share what is read of a row, as the lanes of a vector."""
-    loops.check_shape("ids", ids, ids.size)
-    loops.check_range("ids", ids, packed.size * 8 // (n_bits * n_groups))
     q, _, K = terms.shape
-    loops.check_shape("terms", terms, q, n_groups, K)
-    codes = *loops.inputs(np.uint8, _at_least_a_word(packed)), *loops.inputs(np.int64, ids)
     bits, D = int(n_bits), int(n_groups)
-    if K < 1 << bits and (largest := _largest(*codes, bits, D)) >= K:
-        raise IndexError(f"codes must lie in [0, {K}), got {largest}")
+    loops.check_shape("terms", terms, q, D, K)
+    codes = _stream_and_ids(packed, bits, ids, D, K)
     sums = np.empty((q, ids.size), terms.dtype)
     if q < SIDE_BY_SIDE:
         for query, out in zip(loops.inputs(terms.dtype, *terms), sums, strict=True):

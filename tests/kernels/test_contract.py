@@ -673,8 +673,9 @@ def test_the_largest_packed_numbers(module, dtype):
         check(module, "unpack_codes", (stream, n_bits, np.array([8, 0, 3, 3]), 7))
         levels = np.arange(1 << n_bits).astype(dtype)
         check(module, "unpack_levels", (stream, n_bits, levels, np.array([8, 0, 3, 3]), 7))
-        values = np.random.default_rng(0).standard_normal((7, 1 << n_bits, 2)).astype(dtype)
-        check(module, "decode_packed", (stream, n_bits, np.array([8, 0, 3, 3]), 7, values))
+        values = np.random.default_rng(0).standard_normal((1, 1 << n_bits, 2)).astype(dtype)
+        for D in (7, 21, 63):  # rows of one word, and of many, from anywhere in a byte
+            check(module, "decode_packed", (stream, n_bits, np.arange(63 // D)[::-1], D, values))
         terms = np.random.default_rng(0).standard_normal((20, 7, 1 << n_bits)).astype(dtype)
         for q in (0, 1, 3, 4, 20):
             check(module, "sum_packed", (stream, n_bits, np.array([8, 0, 3, 3, 1]), 7, terms[:q]))
@@ -704,14 +705,15 @@ def test_sums_of_more_rows_than_a_tile(module, dtype, n_bits, b):
 @each_dtype
 @pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 26, 32, 33, 64, 65])
 @pytest.mark.parametrize("shared", [False, True])
-def test_rows_of_every_width(module, dtype, s, shared, way, monkeypatch):
+@pytest.mark.parametrize("n_bits", [4, 8])
+def test_rows_of_every_width(module, dtype, s, shared, n_bits, way, monkeypatch):
     """Whole vectors, none beyond the end of the values or of the output, its last row included."""
     monkeypatch.setattr("dpq_ref.kernels.packed.SHARED", 1 << 62 if way == "one thread" else 0)
     monkeypatch.setattr("dpq_ref.kernels.packed.STREAMED", 0 if way == "past the caches" else 1 << 62)
     rng = np.random.default_rng(s)
     codes, values = rng.integers(0, K, (N, D)), rng.standard_normal((1 if shared else D, K, s)).astype(dtype)
     ids = np.r_[np.arange(N), N - 1, rng.integers(0, N, 130)]
-    arguments = reference.pack_codes(codes, 4), 4, ids, D, values
+    arguments = reference.pack_codes(codes, n_bits), n_bits, ids, D, values
     check(module, "decode_packed", arguments)
     frame = np.full((len(ids) + 2, D * s), 7, dtype)
     assert module.decode_packed(*arguments, out=frame[1:-1]) is not None
