@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dpq_ref.kernels import loops, reference
 from dpq_ref.kernels.clusters import code_distances, kmeans_sums, nearest_code, plus_plus, point_tiles
+from dpq_ref.kernels.columns import column_norm, column_norm_apply, column_norm_backward
 from dpq_ref.kernels.packed import (
     decode_packed,
     hamming,
@@ -54,6 +55,9 @@ __all__ = [
     "canonical_code",
     "check_range",
     "code_distances",
+    "column_norm",
+    "column_norm_apply",
+    "column_norm_backward",
     "cross",
     "decode_packed",
     "dot_responses",

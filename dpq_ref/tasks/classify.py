@@ -47,10 +47,10 @@ class TextClassifier(Network):
         self.embedding = embedding
         self.kernels = embedding.kernels
         self.head: dict[str, Any] = {
-            "norm1": BatchNorm(embedding.dim, dtype=dtype),
+            "norm1": BatchNorm(embedding.dim, dtype=dtype, backend=self.kernels),
             "relu1": Relu(),
             "dense1": Dense(embedding.dim, hidden, rng=rng, dtype=dtype),
-            "norm2": BatchNorm(hidden, dtype=dtype),
+            "norm2": BatchNorm(hidden, dtype=dtype, backend=self.kernels),
             "relu2": Relu(),
             "dense2": Dense(hidden, n_classes, rng=rng, dtype=dtype),
         }
