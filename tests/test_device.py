@@ -123,6 +123,7 @@ LAYERS = {
     "relu": lambda rng, name: Relu(),
     "dropout": lambda rng, name: Dropout(0.5, rng=rng),
     "batch-norm": lambda rng, name: BatchNorm(DIM, backend=name),
+    "rectified-norm": lambda rng, name: BatchNorm(DIM, rectified=True, backend=name),
     "layer-norm": lambda rng, name: LayerNorm(DIM),
 }
 

@@ -12,27 +12,32 @@ from dpq_ref.kernels.reference import Array, scalar_like
 ROWS = 64
 
 
-def column_norm(x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
+def column_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> tuple[Array, Array, Array]:
     """As `reference.column_norm`."""
     b, w = x.shape
     loops.check_shape("gamma", gamma, w)
     loops.check_shape("beta", beta, w)
     y, mean, variance = np.empty((b, w), x.dtype), np.zeros(w, x.dtype), np.zeros(w, x.dtype)
     if b:
-        arrays = loops.inputs(x.dtype, x, gamma, beta)
-        _column_norm(*arrays, scalar_like(x, epsilon), _sums(b, w), y, mean, variance)
+        arrays, numbers = (
+            loops.inputs(x.dtype, x, gamma, beta),
+            (scalar_like(x, epsilon), scalar_like(x, floor)),
+        )
+        _column_norm(*arrays, *numbers, _sums(b, w), y, mean, variance)
     return y, mean, variance
 
 
 @loops.parallel
-def _column_norm(x, gamma, beta, epsilon, sums, y, mean, variance):
+def _column_norm(x, gamma, beta, epsilon, floor, sums, y, mean, variance):
     for block in prange(len(sums)):
         _add_moments(x[block * ROWS : (block + 1) * ROWS], x[0], sums[block, 0], sums[block, 1])
     _statistics(sums, x, mean, variance)
     rate = _rate(gamma, variance, epsilon)
     for block in prange(len(sums)):
         rows = slice(block * ROWS, (block + 1) * ROWS)
-        _scale(x[rows], mean, rate, beta, y[rows])
+        _scale(x[rows], mean, rate, beta, floor, y[rows])
 
 
 @loops.serial
@@ -75,32 +80,42 @@ def _rate(gamma, variance, epsilon):
 
 
 @loops.serial
-def _scale(x, mean, rate, beta, y):
+def _scale(x, mean, rate, beta, floor, y):
     for i in range(len(x)):
         for c in range(x.shape[1]):
-            y[i, c] = (x[i, c] - mean[c]) * rate[c] + beta[c]
+            z = (x[i, c] - mean[c]) * rate[c] + beta[c]
+            y[i, c] = floor if z <= floor else z
 
 
 def column_norm_backward(
-    d_y: Array, x: Array, mean: Array, variance: Array, gamma: Array, epsilon: float
+    d_y: Array,
+    y: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    epsilon: float,
+    floor: float,
 ) -> tuple[Array, Array, Array]:
     """As `reference.column_norm_backward`."""
     b, w = x.shape
-    loops.check_shape("d_y", d_y, b, w)
+    for name, array in (("d_y", d_y), ("y", y)):
+        loops.check_shape(name, array, b, w)
     for name, array in (("mean", mean), ("variance", variance), ("gamma", gamma)):
         loops.check_shape(name, array, w)
     d_x, d_gamma, d_beta = np.empty((b, w), x.dtype), np.zeros(w, x.dtype), np.zeros(w, x.dtype)
     if b:
-        arrays = loops.inputs(x.dtype, d_y, x, mean, variance, gamma)
-        _column_norm_backward(*arrays, scalar_like(x, epsilon), _sums(b, w), d_x, d_gamma, d_beta)
+        arrays = loops.inputs(x.dtype, d_y, y, x, mean, variance, gamma)
+        numbers = scalar_like(x, epsilon), scalar_like(x, floor)
+        _column_norm_backward(*arrays, *numbers, _sums(b, w), d_x, d_gamma, d_beta)
     return d_x, d_gamma, d_beta
 
 
 @loops.parallel
-def _column_norm_backward(d_y, x, mean, variance, gamma, epsilon, sums, d_x, d_gamma, d_beta):
+def _column_norm_backward(d_y, y, x, mean, variance, gamma, epsilon, floor, sums, d_x, d_gamma, d_beta):
     for block in prange(len(sums)):
         rows = slice(block * ROWS, (block + 1) * ROWS)
-        _add_products(d_y[rows], x[rows], mean, sums[block, 0], sums[block, 1])
+        _add_products(d_y[rows], y[rows], x[rows], mean, floor, sums[block, 0], sums[block, 1])
     _add_blocks(sums)
     rate, slope = _rate(gamma, variance, epsilon), np.empty_like(mean)
     shift = np.empty_like(mean)
@@ -110,44 +125,46 @@ def _column_norm_backward(d_y, x, mean, variance, gamma, epsilon, sums, d_x, d_g
         shift[c], slope[c] = d_beta[c] / len(x), d_gamma[c] / (len(x) * deviation)
     for block in prange(len(sums)):
         rows = slice(block * ROWS, (block + 1) * ROWS)
-        _unscale(d_y[rows], x[rows], mean, shift, slope, rate, d_x[rows])
+        _unscale(d_y[rows], y[rows], x[rows], mean, floor, shift, slope, rate, d_x[rows])
 
 
 @loops.serial
-def _add_products(d_y, x, mean, first, second):
-    """Add up d_y and d_y (x - mean)."""
+def _add_products(d_y, y, x, mean, floor, first, second):
+    """Add up d and d (x - mean)."""
     for i in range(len(x)):
         for c in range(x.shape[1]):
-            d = np.float64(d_y[i, c])
+            d = np.float64(d_y[i, c]) if y[i, c] > floor else 0.0
             first[c] += d
             second[c] += d * (x[i, c] - mean[c])
 
 
 @loops.serial
-def _unscale(d_y, x, mean, shift, slope, rate, d_x):
+def _unscale(d_y, y, x, mean, floor, shift, slope, rate, d_x):
     for i in range(len(x)):
         for c in range(x.shape[1]):
-            d_x[i, c] = rate[c] * (d_y[i, c] - shift[c] - (x[i, c] - mean[c]) * slope[c])
+            d = d_y[i, c] if y[i, c] > floor else d_y.dtype.type(0)
+            d_x[i, c] = rate[c] * (d - shift[c] - (x[i, c] - mean[c]) * slope[c])
 
 
 def column_norm_apply(
-    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float
+    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, floor: float
 ) -> Array:
     """As `reference.column_norm_apply`."""
     b, w = x.shape
     for name, array in (("mean", mean), ("variance", variance), ("gamma", gamma), ("beta", beta)):
         loops.check_shape(name, array, w)
     y = np.empty((b, w), x.dtype)
-    _column_norm_apply(*loops.inputs(x.dtype, x, mean, variance, gamma, beta), scalar_like(x, epsilon), y)
+    arrays = loops.inputs(x.dtype, x, mean, variance, gamma, beta)
+    _column_norm_apply(*arrays, scalar_like(x, epsilon), scalar_like(x, floor), y)
     return y
 
 
 @loops.parallel
-def _column_norm_apply(x, mean, variance, gamma, beta, epsilon, y):
+def _column_norm_apply(x, mean, variance, gamma, beta, epsilon, floor, y):
     rate = _rate(gamma, variance, epsilon)
     for block in prange(-(-len(x) // ROWS)):
         rows = slice(block * ROWS, (block + 1) * ROWS)
-        _scale(x[rows], mean, rate, beta, y[rows])
+        _scale(x[rows], mean, rate, beta, floor, y[rows])
 
 
 def _sums(b: int, w: int) -> Array:

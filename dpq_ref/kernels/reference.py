@@ -1105,16 +1105,20 @@ def cross_entropy(
 # --- Batch norm of the columns of a dense network -----------------------------------------------------------
 
 
-def column_norm(x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
+def column_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> tuple[Array, Array, Array]:
     """Batch norm of each column by itself, with scale and shift (Ioffe, Szegedy, ICML 2015, algorithm 1).
 
-    y = gamma (x - mean) / sqrt(variance + epsilon) + beta
+    y = max(gamma (x - mean) / sqrt(variance + epsilon) + beta, floor)
 
     Parameters
     ----------
     x : (b, w)
     gamma, beta : (w,)
     epsilon : float
+    floor : float
+        0 with a rectifier behind, -inf without.
 
     Returns
     -------
@@ -1126,25 +1130,31 @@ def column_norm(x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Ar
     exact = x.sum(axis=0, dtype=np.float64) / n
     centred = x - exact
     mean, variance = (m.astype(x.dtype) for m in (exact, np.einsum("ij,ij->j", centred, centred) / n))
-    return column_norm_apply(x, mean, variance, gamma, beta, epsilon), mean, variance
+    return column_norm_apply(x, mean, variance, gamma, beta, epsilon, floor), mean, variance
 
 
 def column_norm_backward(
-    d_y: Array, x: Array, mean: Array, variance: Array, gamma: Array, epsilon: float
+    d_y: Array,
+    y: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    epsilon: float,
+    floor: float,
 ) -> tuple[Array, Array, Array]:
     """Gradient of `column_norm`, its mean and variance differentiated.
 
-    With deviation = sqrt(variance + epsilon) and z = (x - mean) / deviation:
-    d_gamma = sum_i d_y[i] z[i]; d_beta = sum_i d_y[i];
-    d_x = gamma (d_y - d_beta / b - z d_gamma / b) / deviation
+    With d = d_y where y > floor, else 0; deviation = sqrt(variance + epsilon); z = (x - mean) / deviation:
+    d_gamma = sum_i d[i] z[i]; d_beta = sum_i d[i]; d_x = gamma (d - d_beta / b - z d_gamma / b) / deviation
 
     Parameters
     ----------
-    d_y, x : (b, w)
+    d_y, y, x : (b, w)
     mean, variance : (w,)
-        As `column_norm` found them.
+        These and y as `column_norm` found them.
     gamma : (w,)
-    epsilon : float
+    epsilon, floor : float
 
     Returns
     -------
@@ -1153,16 +1163,18 @@ def column_norm_backward(
     """
     deviation, n = np.sqrt(variance + scalar_like(variance, epsilon)), x.dtype.type(max(len(x), 1))
     z = (x - mean) / deviation
-    d_gamma = np.einsum("ij,ij->j", d_y, z, dtype=np.float64).astype(x.dtype)
-    d_beta = d_y.sum(axis=0, dtype=np.float64).astype(x.dtype)
-    return gamma * (d_y - d_beta / n - z * (d_gamma / n)) / deviation, d_gamma, d_beta
+    d = np.where(y > floor, d_y, x.dtype.type(0))
+    d_gamma = np.einsum("ij,ij->j", d, z, dtype=np.float64).astype(x.dtype)
+    d_beta = d.sum(axis=0, dtype=np.float64).astype(x.dtype)
+    return gamma * (d - d_beta / n - z * (d_gamma / n)) / deviation, d_gamma, d_beta
 
 
 def column_norm_apply(
-    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float
+    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, floor: float
 ) -> Array:
     """`column_norm` with given statistics, (b, w) -> (b, w)."""
-    return gamma * ((x - mean) / np.sqrt(variance + scalar_like(variance, epsilon))) + beta
+    y = gamma * ((x - mean) / np.sqrt(variance + scalar_like(variance, epsilon))) + beta
+    return np.maximum(y, scalar_like(y, floor))
 
 
 # --- Pooling and the optimizer ------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ class BatchNorm:
     Parameters
     ----------
     width : int
+    rectified : bool
+        With a rectifier behind, max(y, 0), in the same passes.
     dtype : float32 or float64
     backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
@@ -31,7 +33,8 @@ class BatchNorm:
         Running statistics.
     """
 
-    def __init__(self, width: int, *, dtype: Any = np.float32, backend: Any = None):
+    def __init__(self, width: int, *, rectified: bool = False, dtype: Any = np.float32, backend: Any = None):
+        self.floor = 0.0 if rectified else -np.inf
         self.kernels = backends.get(backend)
         ones, zeros = self.kernels.xp.ones, self.kernels.xp.zeros
         self.params = {"gamma": ones(width, dtype), "beta": zeros(width, dtype)}
@@ -39,20 +42,20 @@ class BatchNorm:
         self.buffers = {"mean": zeros(width, dtype), "variance": ones(width, dtype)}
 
     def forward(self, x: Array, train: bool = True) -> Array:
-        """Normalise (b, width), which in training must stay as it is until `backward`."""
-        affine = self.params["gamma"], self.params["beta"]
+        """Normalise (b, width), which like the output must in training stay as it is until `backward`."""
+        settings = self.params["gamma"], self.params["beta"], EPSILON, self.floor
         if not train:
-            return self.kernels.column_norm_apply(x, *self.buffers.values(), *affine, EPSILON)
-        y, *statistics = self.kernels.column_norm(x, *affine, EPSILON)
+            return self.kernels.column_norm_apply(x, *self.buffers.values(), *settings)
+        y, *statistics = self.kernels.column_norm(x, *settings)
         for running, new in zip(self.buffers.values(), statistics, strict=True):
             running += x.dtype.type(1 - MOMENTUM) * (new - running)
-        self._tape = x, *statistics
+        self._tape = y, x, *statistics
         return y
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, batch statistics differentiated."""
         d_x, d_gamma, d_beta = self.kernels.column_norm_backward(
-            d_output, *self._tape, self.params["gamma"], EPSILON
+            d_output, *self._tape, self.params["gamma"], EPSILON, self.floor
         )
         self.grads = {"gamma": d_gamma, "beta": d_beta}
         return d_x
