@@ -119,18 +119,19 @@ def test_embedding_layers(kind, masked):
 
 
 LAYERS = {
-    "dense": lambda rng: Dense(DIM, 5, rng=rng),
-    "relu": lambda rng: Relu(),
-    "dropout": lambda rng: Dropout(0.5, rng=rng),
-    "batch-norm": lambda rng: BatchNorm(DIM),
-    "layer-norm": lambda rng: LayerNorm(DIM),
+    "dense": lambda rng, name: Dense(DIM, 5, rng=rng),
+    "relu": lambda rng, name: Relu(),
+    "dropout": lambda rng, name: Dropout(0.5, rng=rng),
+    "batch-norm": lambda rng, name: BatchNorm(DIM, backend=name),
+    "rectified-norm": lambda rng, name: BatchNorm(DIM, rectified=True, backend=name),
+    "layer-norm": lambda rng, name: LayerNorm(DIM),
 }
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_layers_that_know_no_back_end(kind):
+def test_layers_of_a_network(kind):
     def run(name):
-        layer = LAYERS[kind](np.random.default_rng(0))
+        layer = LAYERS[kind](np.random.default_rng(0), name)
         network, asarray = Network({"layer": layer}), backend.get(name).xp.asarray
         network.move(name)
         x, g = (np.random.default_rng(i).standard_normal((6, DIM)).astype(np.float32) for i in (1, 2))

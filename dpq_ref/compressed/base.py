@@ -14,7 +14,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -45,11 +45,6 @@ AT_ONCE = 1 << 24  # bytes of a file that `load` checks, milliseconds; of larger
 SUMS = "checksums"  # array of a file
 ROWS = 1 << 16  # at most, of a block of a search: memory that is used again costs no page faults
 FIRST = 32  # values for each that is kept, from which a first bar for all values is found
-
-
-@cache
-def _default_kernels() -> Any:
-    return backends.get()  # which asks the import system each time
 
 
 class Compressed(ABC):
@@ -113,7 +108,7 @@ class Compressed(ABC):
     @property
     def kernels(self) -> Any:
         """Kernel set of the look-ups."""
-        return self._backend or _default_kernels()
+        return self._backend or backends.get()
 
     def on(self, backend: Any) -> Self:
         """Give the same table with what look-ups read where a back end has its arrays.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dpq_ref.kernels import loops, reference
 from dpq_ref.kernels.clusters import code_distances, kmeans_sums, nearest_code, plus_plus, point_tiles
+from dpq_ref.kernels.columns import column_norm, column_norm_apply, column_norm_backward
 from dpq_ref.kernels.packed import (
     decode_packed,
     hamming,
@@ -54,6 +55,9 @@ __all__ = [
     "canonical_code",
     "check_range",
     "code_distances",
+    "column_norm",
+    "column_norm_apply",
+    "column_norm_backward",
     "cross",
     "decode_packed",
     "dot_responses",
@@ -522,7 +526,7 @@ def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:
 
 @loops.parallel
 def _mean_pool(table, ids, mask, pooled):
-    """Four rows at a time, added in their order: as many reads from far memory are under way at once."""
+    """Four rows at a time: so many reads from far memory are under way at once, and one sum is widened."""
     b, t = ids.shape
     w = table.shape[1]
     for i in prange(b):
@@ -537,8 +541,7 @@ def _mean_pool(table, ids, mask, pooled):
         for u in range(0, quads, 4):
             r0, r1, r2, r3 = kept[u], kept[u + 1], kept[u + 2], kept[u + 3]
             for c in range(w):
-                two = (total[c] + table[r0, c]) + table[r1, c]
-                total[c] = (two + table[r2, c]) + table[r3, c]
+                total[c] += np.float64((table[r0, c] + table[r1, c]) + (table[r2, c] + table[r3, c]))
         for u in range(quads, length):
             row = kept[u]
             for c in range(w):
@@ -587,7 +590,14 @@ def _mean_pool_backward(share, starts, texts, bounds, out):
         for r in range(bounds[chunk], bounds[chunk + 1]):
             for c in range(out.shape[1]):
                 out[r, c] = 0
-            for k in range(starts[r], starts[r + 1]):
+            stop = starts[r + 1]
+            quads = stop - (stop - starts[r]) % 4
+            for k in range(starts[r], quads, 4):  # added in their order, with one way to the sum and back
+                i0, i1, i2, i3 = texts[k], texts[k + 1], texts[k + 2], texts[k + 3]
+                for c in range(out.shape[1]):
+                    two = (out[r, c] + share[i0, c]) + share[i1, c]
+                    out[r, c] = (two + share[i2, c]) + share[i3, c]
+            for k in range(quads, stop):
                 i = texts[k]
                 for c in range(out.shape[1]):
                     out[r, c] += share[i, c]

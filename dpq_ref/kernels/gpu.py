@@ -366,7 +366,7 @@ def conditional_modes(codes: Integers, linear: Array, pairs: Array, sweeps: int)
     return codes, scores
 
 
-# --- Loss, pooling and the optimizer ----------------------------------------------------------------------
+# --- Loss, batch norm of columns, pooling and the optimizer -----------------------------------------------
 
 
 def cross_entropy(
@@ -383,6 +383,43 @@ def cross_entropy(
     numbers = 1 - smoothing, smoothing / C if C else 0
     device.launch("cross_entropy", b, x, *device.inputs(np.int64, labels), w, *numbers, b, C, losses, out)
     return losses, out
+
+
+def column_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> tuple[Array, Array, Array]:
+    """As `reference.column_norm`."""
+    n = max(len(x), 1)
+    exact = x.sum(axis=0, dtype=np.float64) / n
+    mean, variance = (m.astype(x.dtype) for m in (exact, xp.square(x - exact).sum(axis=0) / n))
+    return column_norm_apply(x, mean, variance, gamma, beta, epsilon, floor), mean, variance
+
+
+def column_norm_backward(
+    d_y: Array,
+    y: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    epsilon: float,
+    floor: float,
+) -> tuple[Array, Array, Array]:
+    """As `reference.column_norm_backward`."""
+    deviation, n = xp.sqrt(variance + scalar_like(variance, epsilon)), x.dtype.type(max(len(x), 1))
+    z = (x - mean) / deviation
+    d = xp.where(y > floor, d_y, x.dtype.type(0))
+    d_gamma = (d.astype(np.float64) * z).sum(axis=0).astype(x.dtype)
+    d_beta = d.sum(axis=0, dtype=np.float64).astype(x.dtype)
+    return gamma * (d - d_beta / n - z * (d_gamma / n)) / deviation, d_gamma, d_beta
+
+
+def column_norm_apply(
+    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> Array:
+    """As `reference.column_norm_apply`."""
+    y = gamma * ((x - mean) / xp.sqrt(variance + scalar_like(variance, epsilon))) + beta
+    return xp.maximum(y, scalar_like(y, floor))
 
 
 def mean_pool(table: Array, ids: Integers, mask: NDArray[np.bool_]) -> Array:

@@ -1102,6 +1102,81 @@ def cross_entropy(
     return losses, np.multiply(d_logits, weights[:, None], out=out)
 
 
+# --- Batch norm of the columns of a dense network -----------------------------------------------------------
+
+
+def column_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> tuple[Array, Array, Array]:
+    """Batch norm of each column by itself, with scale and shift (Ioffe, Szegedy, ICML 2015, algorithm 1).
+
+    y = max(gamma (x - mean) / sqrt(variance + epsilon) + beta, floor)
+
+    Parameters
+    ----------
+    x : (b, w)
+    gamma, beta : (w,)
+    epsilon : float
+    floor : float
+        0 with a rectifier behind, -inf without.
+
+    Returns
+    -------
+    y : (b, w)
+    mean, variance : (w,)
+        Of the rows, the variance biased and about the mean; 0 where there are none.
+    """
+    n = max(len(x), 1)
+    exact = x.sum(axis=0, dtype=np.float64) / n
+    centred = x - exact
+    mean, variance = (m.astype(x.dtype) for m in (exact, np.einsum("ij,ij->j", centred, centred) / n))
+    return column_norm_apply(x, mean, variance, gamma, beta, epsilon, floor), mean, variance
+
+
+def column_norm_backward(
+    d_y: Array,
+    y: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    epsilon: float,
+    floor: float,
+) -> tuple[Array, Array, Array]:
+    """Gradient of `column_norm`, its mean and variance differentiated.
+
+    With d = d_y where y > floor, else 0; deviation = sqrt(variance + epsilon); z = (x - mean) / deviation:
+    d_gamma = sum_i d[i] z[i]; d_beta = sum_i d[i]; d_x = gamma (d - d_beta / b - z d_gamma / b) / deviation
+
+    Parameters
+    ----------
+    d_y, y, x : (b, w)
+    mean, variance : (w,)
+        These and y as `column_norm` found them.
+    gamma : (w,)
+    epsilon, floor : float
+
+    Returns
+    -------
+    d_x : (b, w)
+    d_gamma, d_beta : (w,)
+    """
+    deviation, n = np.sqrt(variance + scalar_like(variance, epsilon)), x.dtype.type(max(len(x), 1))
+    z = (x - mean) / deviation
+    d = np.where(y > floor, d_y, x.dtype.type(0))
+    d_gamma = np.einsum("ij,ij->j", d, z, dtype=np.float64).astype(x.dtype)
+    d_beta = d.sum(axis=0, dtype=np.float64).astype(x.dtype)
+    return gamma * (d - d_beta / n - z * (d_gamma / n)) / deviation, d_gamma, d_beta
+
+
+def column_norm_apply(
+    x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, floor: float
+) -> Array:
+    """`column_norm` with given statistics, (b, w) -> (b, w)."""
+    y = gamma * ((x - mean) / np.sqrt(variance + scalar_like(variance, epsilon))) + beta
+    return np.maximum(y, scalar_like(y, floor))
+
+
 # --- Pooling and the optimizer ------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dpq_ref.backend import array_module
+from dpq_ref import backend as backends
 from dpq_ref.kernels.reference import Array
 
 EPSILON = 1e-3
@@ -21,7 +21,10 @@ class BatchNorm:
     Parameters
     ----------
     width : int
+    rectified : bool
+        With a rectifier behind, max(y, 0), in the same passes.
     dtype : float32 or float64
+    backend : {"numba", "numpy", "cupy"} or kernel set, optional
 
     Attributes
     ----------
@@ -30,37 +33,31 @@ class BatchNorm:
         Running statistics.
     """
 
-    def __init__(self, width: int, *, dtype: Any = np.float32):
-        self.params = {"gamma": np.ones(width, dtype), "beta": np.zeros(width, dtype)}
+    def __init__(self, width: int, *, rectified: bool = False, dtype: Any = np.float32, backend: Any = None):
+        self.floor = 0.0 if rectified else -np.inf
+        self.kernels = backends.get(backend)
+        ones, zeros = self.kernels.xp.ones, self.kernels.xp.zeros
+        self.params = {"gamma": ones(width, dtype), "beta": zeros(width, dtype)}
         self.grads: dict[str, Array] = {}
-        self.buffers = {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype)}
+        self.buffers = {"mean": zeros(width, dtype), "variance": ones(width, dtype)}
 
     def forward(self, x: Array, train: bool = True) -> Array:
-        """Normalise (b, width)."""
-        if train:
-            mean = x.mean(axis=0)
-            centred = x - mean
-            variance = array_module(x).einsum("ij,ij->j", centred, centred) / x.dtype.type(len(x))
-            for name, new in (("mean", mean), ("variance", variance)):
-                self.buffers[name] += x.dtype.type(1 - MOMENTUM) * (new - self.buffers[name])
-        else:
-            centred, variance = x - self.buffers["mean"], self.buffers["variance"]
-        self._deviation = array_module(x).sqrt(variance + x.dtype.type(EPSILON))
-        centred /= self._deviation
-        self._normalized = centred
-        y = self.params["gamma"] * centred
-        y += self.params["beta"]
+        """Normalise (b, width), which like the output must in training stay as it is until `backward`."""
+        settings = self.params["gamma"], self.params["beta"], EPSILON, self.floor
+        if not train:
+            return self.kernels.column_norm_apply(x, *self.buffers.values(), *settings)
+        y, *statistics = self.kernels.column_norm(x, *settings)
+        for running, new in zip(self.buffers.values(), statistics, strict=True):
+            running += x.dtype.type(1 - MOMENTUM) * (new - running)
+        self._tape = y, x, *statistics
         return y
 
     def backward(self, d_output: Array) -> Array:
         """Fill `grads`; return the gradient of the input, batch statistics differentiated."""
-        gamma = array_module(d_output).einsum("ij,ij->j", d_output, self._normalized)
-        self.grads = {"gamma": gamma, "beta": d_output.sum(axis=0)}
-        n = d_output.dtype.type(len(d_output))
-        d_x = self._normalized * (self.grads["gamma"] / -n)
-        d_x += d_output
-        d_x -= self.grads["beta"] / n
-        d_x *= self.params["gamma"] / self._deviation
+        d_x, d_gamma, d_beta = self.kernels.column_norm_backward(
+            d_output, *self._tape, self.params["gamma"], EPSILON, self.floor
+        )
+        self.grads = {"gamma": d_gamma, "beta": d_beta}
         return d_x
 
 
@@ -93,7 +90,7 @@ class LayerNorm:
         """Normalise (..., width)."""
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
-        self._deviation = array_module(x).sqrt(variance + LAYER_EPSILON)
+        self._deviation = backends.array_module(x).sqrt(variance + LAYER_EPSILON)
         self._normalized = centred / self._deviation
         return self.params["gamma"] * self._normalized + self.params["beta"]
 

@@ -17,7 +17,7 @@ from dpq_ref import job, trainer
 from dpq_ref.backend import to_numpy
 from dpq_ref.datasets import Documents, TextDataset
 from dpq_ref.kernels.reference import Array, Integers
-from dpq_ref.layers import BatchNorm, Dense, DPQEmbedding, Relu, softmax_cross_entropy
+from dpq_ref.layers import BatchNorm, Dense, DPQEmbedding, softmax_cross_entropy
 from dpq_ref.metrics import accuracy, code_changes
 from dpq_ref.network import Network
 from dpq_ref.optim import Adam, gradient_norms
@@ -47,11 +47,9 @@ class TextClassifier(Network):
         self.embedding = embedding
         self.kernels = embedding.kernels
         self.head: dict[str, Any] = {
-            "norm1": BatchNorm(embedding.dim, dtype=dtype),
-            "relu1": Relu(),
+            "norm1": BatchNorm(embedding.dim, rectified=True, dtype=dtype, backend=self.kernels),
             "dense1": Dense(embedding.dim, hidden, rng=rng, dtype=dtype),
-            "norm2": BatchNorm(hidden, dtype=dtype),
-            "relu2": Relu(),
+            "norm2": BatchNorm(hidden, rectified=True, dtype=dtype, backend=self.kernels),
             "dense2": Dense(hidden, n_classes, rng=rng, dtype=dtype),
         }
         super().__init__({"embedding": embedding, **self.head})

@@ -147,6 +147,17 @@ CONTRACT = {
     "batch_norm_apply": Row(
         BITWISE, lambda d: (d.responses(), d.real(K), d.positive(K), 1e-3), nan=(0, 1, 2)
     ),
+    "column_norm": Row(CLOSE, lambda d: (d.real(d.b, 37), d.real(37), d.real(37), 1e-3, 0.0), nan=(0, 1, 2)),
+    "column_norm_backward": Row(
+        CLOSE,
+        lambda d: (*(d.real(d.b, 37) for _ in range(3)), d.real(37), d.positive(37), d.real(37), 1e-3, 0.0),
+        nan=(0, 1, 2, 3, 4, 5),
+    ),
+    "column_norm_apply": Row(
+        CLOSE,
+        lambda d: (d.real(d.b, 37), d.real(37), d.positive(37), d.real(37), d.real(37), 1e-3, 0.0),
+        nan=(0, 1, 2, 3, 4),
+    ),
     "softmax": Row(CLOSE, lambda d: (d.responses(), 0.7), nan=(0,)),
     "softmax_backward": Row(CLOSE, lambda d: (d.responses(), d.positive(d.b, d.D, K), 0.7), nan=(0, 1)),
     "mean_pool": Row(CLOSE, lambda d: (d.real(N, 7), d.below(N, d.b, 6), d.real(d.b, 6) > 0), nan=(0,)),
@@ -466,6 +477,18 @@ def test_statistics_far_from_the_origin_lose_no_digits(module, offset):
         deviation = np.sqrt(expected[1].max())
         for actual, exact in zip(getattr(module, name)(query, book, counts), expected, strict=True):
             np.testing.assert_allclose(actual, exact, rtol=2e-6, atol=1e-6 * deviation)
+
+
+@pytest.mark.parametrize("module", [reference, *KERNEL_SETS])
+@pytest.mark.parametrize("b", [2, 1000])
+def test_column_norm_far_from_the_origin_loses_no_digits(module, b):
+    """In float32, spread 0.01 at 1000: E[x^2] - E[x]^2 would lose every digit of the variance."""
+    d = Draw(np.float32, b)
+    x, ones = (1000 + d.real(b, 70) / 100).astype(np.float32), np.ones(70, np.float32)
+    _, mean, variance = module.column_norm(x, ones, ones, 1e-3, -np.inf)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-7)
+    np.testing.assert_allclose(variance, exact.var(axis=0), rtol=1e-6)
 
 
 @each_set

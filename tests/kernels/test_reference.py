@@ -248,6 +248,42 @@ def test_second_row_starts_inside_a_byte():
     np.testing.assert_array_equal(ref.unpack_codes(packed, 2, np.array([1]), 15), codes[1:])
 
 
+# --- Batch norm of columns --------------------------------------------------------------------------------
+
+
+def test_column_norm_by_hand():
+    """Columns (1, 3) and (0, 4): means 2 and 2, variances 1 and 4."""
+    x, gamma, beta = np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([10.0, 1.0]), np.array([0.5, 7.0])
+    y, mean, variance = ref.column_norm(x, gamma, beta, 0.0, -np.inf)
+    np.testing.assert_array_equal(mean, [2, 2])
+    np.testing.assert_array_equal(variance, [1, 4])
+    np.testing.assert_array_equal(y, [[-9.5, 6], [10.5, 8]])
+    np.testing.assert_array_equal(ref.column_norm(x, gamma, beta, 0.0, 0.0)[0], [[0, 6], [10.5, 8]])
+    np.testing.assert_array_equal(
+        ref.column_norm_apply(x[:1] + 2, mean, variance, gamma, beta, 0.0, -np.inf), [[10.5, 7]]
+    )
+
+
+def test_column_norm_of_no_row_and_of_one():
+    gamma, beta = normal(5), normal(5)
+    y, mean, variance = ref.column_norm(np.zeros((0, 5)), gamma, beta, 1e-3, -np.inf)
+    assert y.shape == (0, 5)
+    np.testing.assert_array_equal([mean, variance], 0)
+    y, _, _ = ref.column_norm(normal(1, 5), gamma, beta, 1e-3, -np.inf)
+    np.testing.assert_array_equal(y, [beta])
+
+
+@pytest.mark.parametrize("floor", [-np.inf, 0.0])
+def test_column_norm_backward(floor):
+    x, gamma, beta, d_y = 3 + normal(7, 5), normal(5), normal(5), normal(7, 5)
+    y, mean, variance = ref.column_norm(x, gamma, beta, 1e-3, floor)
+    assert (y == 0).any() == (floor == 0)
+    gradients = ref.column_norm_backward(d_y, y, x, mean, variance, gamma, 1e-3, floor)
+    assert_gradient(
+        lambda *inputs: ref.column_norm(*inputs, 1e-3, floor)[0], [x, gamma, beta], gradients, d_y
+    )
+
+
 # --- Pooling and the optimizer --------------------------------------------------------------------------
 
 MASK = np.array([[True, False, True], [False, False, False], [False, True, False]])

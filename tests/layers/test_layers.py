@@ -26,11 +26,12 @@ def layers(rng):
     return {
         "dense": Dense(5, 3, rng=rng, dtype=np.float64),
         "norm": BatchNorm(5, dtype=np.float64),
+        "rectified norm": BatchNorm(5, rectified=True, dtype=np.float64),
         "relu": Relu(),
     }
 
 
-@pytest.mark.parametrize("name", ["dense", "norm", "relu"])
+@pytest.mark.parametrize("name", ["dense", "norm", "rectified norm", "relu"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_gradients_are_those_of_the_forward(name, order, rng):
     layer = layers(rng)[name]

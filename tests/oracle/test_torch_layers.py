@@ -53,3 +53,30 @@ def test_batch_norm_dense_and_loss_follow_torch(rng):
         dense.grads["weight"].T, their_dense.weight.grad.numpy(), rtol=1e-8, atol=1e-14
     )
     np.testing.assert_allclose(norm.buffers["mean"], their_norm.running_mean.numpy(), rtol=RTOL)
+    np.testing.assert_allclose(
+        norm.buffers["variance"], 0.9 + 0.1 * x.var(axis=0), rtol=RTOL
+    )  # torch's is the unbiased one
+
+    their_norm.running_var.copy_(torch.tensor(norm.buffers["variance"]))
+    their_norm.eval()
+    expected = their_norm(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(norm.forward(x, train=False), expected, rtol=RTOL)
+
+
+def test_batch_norm_in_float32_is_as_close_as_that_of_torch(rng):
+    """Off centre by ten deviations, a batch as long as those of the bench; both against torch in float64."""
+    x, d_y = ((shift + rng.standard_normal((1024, 70))).astype(np.float32) for shift in (10, 0))
+    norm, gamma = BatchNorm(70), rng.standard_normal(70).astype(np.float32)
+    norm.params["gamma"][:] = gamma
+    ours = norm.forward(x), norm.backward(d_y), norm.grads["gamma"], norm.grads["beta"]
+
+    def theirs(dtype):
+        layer, tensor = torch.nn.BatchNorm1d(70, eps=1e-3, dtype=dtype), torch.tensor(x, dtype=dtype)
+        layer.weight = torch.nn.Parameter(torch.tensor(gamma, dtype=dtype))
+        y = layer(tensor.requires_grad_())
+        y.backward(torch.tensor(d_y, dtype=dtype))
+        found = y.detach(), tensor.grad, layer.weight.grad, layer.bias.grad
+        return [array.numpy().astype(np.float64) for array in found]
+
+    for mine, their, exact in zip(ours, theirs(torch.float32), theirs(torch.float64), strict=True):
+        assert abs(mine - exact).max() <= 2 * abs(their - exact).max()
