@@ -397,7 +397,7 @@ def test_the_program_that_goes_on_for_minutes():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", TABLES)
 def test_many_damaged_artefacts(name, way, tmp_path):
-    damage_artefact(name, way, tmp_path, 2000)
+    damage_artefact(name, way, tmp_path, 1000)
 
 
 # --- Every bit --------------------------------------------------------------------------------------------
