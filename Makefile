@@ -29,8 +29,8 @@ figures: $(VENV)/installed  ## run the main comparison and a DPQ in the plane, a
 	$(RUN) figures.geometry
 	$(RUN) figures.plot_geometry
 
-test: $(VENV)/installed  ## the default tests and the doctests
-	$(RUN) pytest
+test: $(VENV)/installed  ## the default tests and the doctests, two files at a time
+	$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed  ## the tests marked slow, which take minutes
 	$(RUN) pytest -m slow || [ $$? -eq 5 ]  # 5: no test carries the marker
